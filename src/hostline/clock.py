@@ -1,0 +1,63 @@
+"""Time as the lower floors see it: a deadline is a plain value, and the clock is asked only by the faces.
+
+Source of time is the monotonic clock, in seconds. A relative `timeout` becomes an absolute
+`Deadline` once, at the edge where the user gave it, and is passed down unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+__all__ = ["NEVER", "Deadline", "monotonic"]
+
+monotonic = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Hold the moment, on the monotonic clock, after which waiting stops.
+
+    Attributes:
+        at: Absolute monotonic time in seconds; `math.inf` means no deadline.
+    """
+
+    at: float
+
+    @classmethod
+    def after(cls, timeout: float | None, now: float | None = None) -> Deadline:
+        """Return the deadline `timeout` seconds from `now`.
+
+        Args:
+            timeout: Relative seconds, or None for no deadline.
+            now: The present monotonic time; read from the clock when left out.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number.
+        """
+        if timeout is None:
+            return NEVER
+        if not timeout >= 0:
+            raise ValueError(f"timeout of {timeout} seconds must be zero or more, or None for no limit")
+        return cls((monotonic() if now is None else now) + timeout)
+
+    def remaining(self, now: float | None = None) -> float:
+        """Return the seconds left: never negative, `math.inf` without a deadline."""
+        return max(0.0, self.at - (monotonic() if now is None else now))
+
+    def has_passed(self, now: float | None = None) -> bool:
+        """Say whether the moment is over."""
+        return (monotonic() if now is None else now) >= self.at
+
+    def earlier(self, other: Deadline) -> Deadline:
+        """Return the earlier of two deadlines."""
+        return self if self.at <= other.at else other
+
+    @property
+    def is_never(self) -> bool:
+        """Whether there is no deadline at all."""
+        return self.at == math.inf
+
+
+NEVER = Deadline(math.inf)

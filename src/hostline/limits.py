@@ -1,0 +1,125 @@
+"""Every bound in one place: what it bounds, what goes wrong without it, and whose precedent it follows.
+
+Bounds that a caller may change are defaults of keyword arguments with the same name in lower case;
+the `HARD_` ones cannot be raised. Sizes are bytes, counts are items, times are seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# --- the socket file -------------------------------------------------------------------------------
+
+# The permission bits of a new socket file. Wider by default means that any local user may connect
+# whenever the umask is loose; ssh-agent and gpg-agent made the same choice.
+DEFAULT_MODE = 0o600
+
+# Bytes of a path that fit into `sun_path` with the closing NUL: 108 on Linux, 104 on the BSDs and macOS.
+# A longer one cannot be bound directly; see unix/address.py for the way round on Linux.
+MAX_SUN_PATH = 107 if sys.platform == "linux" else 103
+
+# Connections the kernel queues before accept. The kernel cuts the number to net.core.somaxconn, so
+# asking for the largest common value means "as many as this host allows" (4096 since Linux 5.4).
+DEFAULT_BACKLOG = 4096
+
+# --- descriptors -----------------------------------------------------------------------------------
+
+# Descriptors accepted with one message unless asked for: none. Every one that arrives unasked takes a slot in
+# our table before any code of ours runs.
+DEFAULT_MAX_FDS = 0
+
+# The most that one message may carry in the kernel (SCM_MAX_FD). dbus lowered its own bound to 16.
+HARD_MAX_FDS = 253
+
+# --- accepting -------------------------------------------------------------------------------------
+
+# Seconds an accept loop rests after EMFILE or ENFILE. Without it the loop spins: a stock loop wrote 842
+# tracebacks in two seconds. OpenSSH rests one second as well; descriptors that come back end the rest early.
+ACCEPT_REST = 1.0
+
+# Connections accepted per wake-up, so that a burst of new peers cannot starve those already connected.
+ACCEPT_BATCH = 64
+
+# --- connecting ------------------------------------------------------------------------------------
+
+# Seconds `connect` waits for a place in a full backlog when the caller names no timeout.
+DEFAULT_CONNECT_TIMEOUT = 10.0
+
+# First and longest pause between two tries against a full backlog on an event loop, where the kernel
+# offers nothing to wait for. 20 tries a second cost well under one per cent of a core.
+CONNECT_RETRY_FIRST = 0.001
+CONNECT_RETRY_LONGEST = 0.05
+
+# --- frames ----------------------------------------------------------------------------------------
+
+# Payload of one frame. Without it a 16-byte header makes the reader allocate what it names.
+# gRPC stops at 4 MiB, ttrpc at 4 MiB, D-Bus at 128 MiB; larger data belongs in a descriptor.
+DEFAULT_MAX_FRAME_SIZE = 1 << 20
+HARD_MAX_FRAME_SIZE = 16 << 20
+
+# A hello is a list of names: a peer that has not yet introduced itself may not make us hold more.
+MAX_HELLO_SIZE = 64 << 10
+
+# Levels of nesting and number of elements in one untyped value. A mebibyte of one-byte empty maps decodes to seventy
+# mebibytes of dictionaries; protobuf stops at 100 levels, D-Bus at 64.
+MAX_DEPTH = 64
+MAX_ELEMENTS = 100_000
+
+# Bytes read from a socket at once. Larger reads raise the memory of every connection, smaller ones the
+# number of system calls.
+READ_SIZE = 64 << 10
+
+# --- calls -----------------------------------------------------------------------------------------
+
+# Handlers running at once in one service, calls waiting behind them, and worker threads for `def` handlers.
+# Past both a call is answered `Overloaded` at once: an unbounded queue turns overload into timeouts for everybody.
+DEFAULT_CONCURRENCY = 64
+DEFAULT_QUEUE = 1024
+DEFAULT_THREADS = 8
+
+# Calls of one connection that are running, waiting or not yet read by the peer. At this number the
+# server stops reading from that peer, so that a flood stays in the flooder's own socket buffer.
+MAX_CALLS_PER_CONNECTION = 256
+
+# Unsent reply bytes of one connection: above the high mark the server stops reading from that peer, below
+# the low one it starts again. asyncio uses 64 KiB and 16 KiB; replies here are larger and peers are local.
+HIGH_WATER = 1 << 20
+LOW_WATER = 256 << 10
+
+# Seconds a peer may leave its replies unread above the high mark before it is cut off.
+SLOW_READER_TIMEOUT = 30.0
+
+# Seconds for a peer to introduce itself, and for a frame that has begun to be complete. Without them
+# half-open peers hold a connection for ever (slowloris).
+HANDSHAKE_TIMEOUT = 5.0
+FRAME_TIMEOUT = 30.0
+
+# Seconds a call may take when its caller names no timeout. rpyc chose 30 as well; gRPC's "for ever" is a
+# known source of stuck callers.
+DEFAULT_CALL_TIMEOUT = 30.0
+
+# Connections of one service in all and of one uid. sd-varlink allows 128 a uid; a service that
+# serves one uid only would be cut to that, so the share is set higher here.
+MAX_CONNECTIONS = 10_000
+MAX_CONNECTIONS_PER_UID = 4_096
+
+# Seconds that running calls get to finish after SIGTERM. systemd sends SIGKILL after 90, Docker after 10.
+DEFAULT_GRACE = 8.0
+
+# --- the blocking client's pool ----------------------------------------------------------------------
+
+# Connections kept, connections at most, and seconds after which an unused one above the minimum is closed.
+# asyncpg and httpcore bound the same three things.
+POOL_MIN_SIZE = 1
+POOL_MAX_SIZE = 10
+POOL_IDLE_LIFETIME = 300.0
+
+# First and longest pause between two tries to reach a server that went away, doubled each time and
+# jittered, so that clients do not return in step; and how long a call keeps trying, if its own deadline allows.
+RECONNECT_FIRST = 0.01
+RECONNECT_LONGEST = 1.0
+RECONNECT_TIMEOUT = 5.0
+
+# Times an idempotent call that may have reached the server is made again. A call that makes its server crash must not
+# follow it through every restart; Pyro's and gRPC's defaults are of the same size.
+MAX_REPEATS = 2
