@@ -1,0 +1,95 @@
+"""Options that decide what may ride beside a message's bytes: descriptors, credentials, the mark of a packet.
+
+Sets them and says whether the kernel could; what the messages then carry is read by `ancillary.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+
+from hostline.limits import HARD_MAX_FDS
+from hostline.unix.oserrors import translate
+
+__all__ = ["allow_credentials", "checked_max_fds", "disallow_fds", "forget_options", "mark_packets"]
+
+_IS_LINUX = sys.platform == "linux"
+
+# Linux numbers that Python's socket module lacks.
+_SO_PASSRIGHTS = 83  # Linux 6.16
+_SO_PASSPIDFD = 76  # Linux 6.5
+_SO_PASSSEC = 34
+_SO_TIMESTAMP = 29
+_SO_TIMESTAMPNS = 35
+
+
+def forget_options(sock: socket.socket) -> None:
+    """Switch off what an inherited socket may have been given: credentials, labels and time stamps with every message.
+
+    They would take the control room meant for descriptors, and a receive would look truncated.
+    """
+    if not _IS_LINUX:
+        return
+    for option in (socket.SO_PASSCRED, _SO_PASSSEC, _SO_PASSPIDFD, _SO_TIMESTAMP, _SO_TIMESTAMPNS):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, 0)
+        except OSError:
+            continue  # this kernel does not know the option, so that nobody can have set it
+
+
+def disallow_fds(sock: socket.socket) -> bool:
+    """Have the kernel refuse descriptors sent to this socket, so that the sender gets an error.
+
+    Accepted sockets inherit it from their listener.
+
+    Returns:
+        Whether the kernel can (Linux 6.16 and later). Elsewhere receives without room for descriptors keep them out.
+    """
+    if not _IS_LINUX:
+        return False
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+def checked_max_fds(max_fds: int) -> int:
+    """Return a bound on descriptors in one message, if the kernel can keep it.
+
+    Raises:
+        ValueError: It is negative, or more than one message can carry.
+    """
+    if not 0 <= max_fds <= HARD_MAX_FDS:
+        raise ValueError(f"max_fds of {max_fds} must lie between 0 and {HARD_MAX_FDS}")
+    return max_fds
+
+
+def mark_packets(sock: socket.socket) -> bool:
+    """Have the kernel mark every packet that arrives, so that an empty one is not taken for the end.
+
+    Returns:
+        Whether the kernel can; where not, `recv_message` asks whether the other side has ended.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    except OSError:
+        return False
+    return True
+
+
+def allow_credentials(sock: socket.socket) -> None:
+    """Have the kernel attach the sender's credentials to every datagram; call it before `bind`.
+
+    A datagram that was queued earlier would come without them.
+
+    Raises:
+        SocketError: This platform has no credentials on datagrams.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    except (OSError, AttributeError) as error:
+        reason = error if isinstance(error, OSError) else OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+        raise translate(reason, "setsockopt", "datagram", "") from error
