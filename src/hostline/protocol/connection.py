@@ -1,0 +1,395 @@
+"""One connection as a state machine, for both sides, without I/O.
+
+Theory. A connection has two sides, client and server, and each side is in one of four states:
+
+    OPENING   nothing but a HELLO (or, for the client, a GOAWAY that refuses it) may arrive
+    OPEN      calls go one way, replies and errors the other; CANCEL, PING and PONG at any time
+    CLOSING   a GOAWAY was sent or received: what runs is finished, nothing new begins
+    CLOSED    nothing may arrive any more
+
+`TRANSITIONS` is the whole machine: for each role and state, the kinds of frame that may arrive and the state
+that follows. It does not know what a frame means; the methods below do. Whatever is not in the table is the
+peer's violation and ends the connection. Ids tie answers to calls: an answer must name a call that is in
+flight or was cancelled, a call must not reuse an id in flight, and a GOAWAY names the highest id that is still
+answered, so the caller knows which calls were certainly not run and may be repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+
+from hostline.errors import LocalProtocolError, MethodNotFoundError, RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE
+from hostline.wire.codec import (
+    VERSION,
+    ClientHello,
+    Farewell,
+    GoawayCode,
+    ServerHello,
+    decode_farewell,
+    decode_hello,
+    encode_call,
+    encode_failure,
+    encode_farewell,
+    encode_hello,
+)
+from hostline.wire.frame import Frame, FrameDecoder, Kind, encode_frame
+
+__all__ = [
+    "TRANSITIONS",
+    "Answer",
+    "ClientConnection",
+    "Role",
+    "ServerConnection",
+    "State",
+    "check_frame_size",
+]
+
+_MAX_CALL_ID: Final = 0xFFFF_FFFF
+
+
+class Role(enum.Enum):
+    """Which side of the connection this is."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class State(enum.Enum):
+    """Where one side of a connection stands."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_ANSWERS: Final[tuple[int, ...]] = (Kind.REPLY, Kind.ERROR, Kind.PING, Kind.PONG)
+_REQUESTS: Final[tuple[int, ...]] = (Kind.CALL, Kind.CANCEL, Kind.PING, Kind.PONG)
+
+TRANSITIONS: Final[dict[tuple[Role, State], dict[int, State]]] = {
+    (Role.CLIENT, State.OPENING): {Kind.HELLO: State.OPEN, Kind.GOAWAY: State.CLOSED},
+    (Role.CLIENT, State.OPEN): dict.fromkeys(_ANSWERS, State.OPEN) | {int(Kind.GOAWAY): State.CLOSING},
+    (Role.CLIENT, State.CLOSING): dict.fromkeys(_ANSWERS, State.CLOSING) | {int(Kind.GOAWAY): State.CLOSING},
+    (Role.CLIENT, State.CLOSED): {},
+    (Role.SERVER, State.OPENING): {Kind.HELLO: State.OPEN},
+    (Role.SERVER, State.OPEN): dict.fromkeys(_REQUESTS, State.OPEN) | {int(Kind.GOAWAY): State.CLOSING},
+    (Role.SERVER, State.CLOSING): dict.fromkeys(_REQUESTS, State.CLOSING) | {int(Kind.GOAWAY): State.CLOSING},
+    (Role.SERVER, State.CLOSED): {},
+}
+
+
+# What the client gets: the ticket that `call` was given, and the frame that answers it.
+Answer = tuple[Any, Frame]
+
+# Plain integers for the hot path: arithmetic on enum members costs ten times as much.
+_CALL: Final = int(Kind.CALL)
+_REPLY: Final = int(Kind.REPLY)
+_ERROR: Final = int(Kind.ERROR)
+_CANCEL: Final = int(Kind.CANCEL)
+_HELLO: Final = int(Kind.HELLO)
+_GOAWAY: Final = int(Kind.GOAWAY)
+_PING: Final = int(Kind.PING)
+
+
+class _Connection:
+    """Hold what both roles share: the state, the decoder, and the frames that answer by themselves."""
+
+    role: Role
+
+    def __init__(self, max_frame_size: int) -> None:
+        self._enter(State.OPENING)
+        self._decoder = FrameDecoder(max_frame_size)
+        self._max_frame_size = max_frame_size
+        self._outgoing: list[bytes | bytearray] = []
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a frame has begun to arrive and is not complete."""
+        return self._decoder.is_partial
+
+    def data_to_send(self) -> list[bytes | bytearray]:
+        """Return the frames to send, in order, and forget them."""
+        outgoing = self._outgoing
+        if outgoing:
+            self._outgoing = []
+        return outgoing
+
+    def ping(self) -> None:
+        """Queue a PING."""
+        self._outgoing.append(encode_frame(Kind.PING))
+
+    def _frames(self, data: bytes) -> list[Frame]:
+        """Decode, check each frame against the table and move on.
+
+        Raises:
+            RemoteProtocolError: The bytes or their order break the protocol; the state is CLOSED afterwards.
+        """
+        try:
+            frames = self._decoder.receive_data(data)
+            for frame in frames:
+                kind = frame[0]
+                following = self._allowed.get(kind)
+                if following is not self.state:
+                    self._follow(kind, following)
+                if kind == _PING:
+                    self._outgoing.append(encode_frame(Kind.PONG))
+        except RemoteProtocolError:
+            self._enter(State.CLOSED)
+            raise
+        return frames
+
+    def _follow(self, kind: int, following: State | None) -> None:
+        if following is None:
+            name = Kind(kind).name.lower()
+            raise RemoteProtocolError(f"{name} frame is out of place: the {self.role.value} is {self.state.value}")
+        self._enter(following)
+
+    def _enter(self, state: State) -> None:
+        """Take a state, and the row of the table that goes with it."""
+        self.state = state
+        self._allowed = TRANSITIONS[self.role, state]
+
+
+class ClientConnection(_Connection):
+    """Number calls, match answers to them, and know which calls were certainly not run.
+
+    Args:
+        program: Who calls, for the server's log.
+        max_frame_size: Largest payload taken, in bytes.
+
+    Attributes:
+        hello: What the server said of itself, or None before that.
+        farewell: What the server said at its leaving, or None.
+        in_flight: Tickets of calls not answered yet, by id.
+    """
+
+    role = Role.CLIENT
+
+    def __init__(self, program: str = "", max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
+        super().__init__(max_frame_size)
+        self.hello: ServerHello | None = None
+        self.farewell: Farewell | None = None
+        self.in_flight: dict[int, Any] = {}
+        self._cancelled: set[int] = set()
+        self._methods: dict[str, int] = {}
+        self._idempotent: frozenset[str] = frozenset()
+        self._last_id = 0
+        self._peer_max_frame_size = max_frame_size
+        self._outgoing.append(encode_hello(ClientHello(max_frame_size=max_frame_size, program=program)))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a new call may start here."""
+        return self.state is State.OPEN
+
+    def receive_data(self, data: bytes) -> list[Answer]:
+        """Return the answers that `data` completes.
+
+        Raises:
+            RemoteProtocolError: The server broke the protocol.
+        """
+        answers = []
+        for frame in self._frames(data):
+            kind = frame[0]
+            if kind == _REPLY or kind == _ERROR:
+                call_id = frame.call_id
+                ticket = self.in_flight.pop(call_id, None)
+                if ticket is not None:
+                    answers.append((ticket, frame))
+                elif call_id in self._cancelled:
+                    self._cancelled.discard(call_id)
+                else:
+                    self._enter(State.CLOSED)
+                    raise RemoteProtocolError(f"answer to call {call_id}, which is not in flight")
+            elif kind == _HELLO:
+                self._meet(decode_hello(frame.payload, ServerHello))
+            elif kind == _GOAWAY:
+                self.farewell = decode_farewell(frame.payload)
+        return answers
+
+    def call(
+        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, time_left: float | None, ticket: Any
+    ) -> tuple[int, bytearray]:
+        """Begin a call.
+
+        Args:
+            method: The method's name.
+            args: Arguments by position.
+            keywords: Arguments by name.
+            time_left: Seconds until the caller stops waiting, or None.
+            ticket: Anything but None; it comes back with the answer.
+
+        Returns:
+            The call's id and the frame to send.
+
+        Raises:
+            MethodNotFoundError: The service has no such method.
+            InvalidArgumentError: The arguments cannot be encoded.
+            LocalProtocolError: The connection does not take calls now.
+        """
+        if self.state is not State.OPEN:
+            raise LocalProtocolError(f"connection is {self.state.value}: it takes no call")
+        number = self._methods.get(method)
+        if number is None:
+            raise MethodNotFoundError(self._unknown(method))
+        call_id = self._next_id()
+        frame = encode_call(call_id, number, args, keywords, time_left, self._peer_max_frame_size)
+        self.in_flight[call_id] = ticket
+        return call_id, frame
+
+    def cancel(self, call_id: int) -> bytes:
+        """Give up a call; returns the frame to send, or nothing if it was answered meanwhile."""
+        if self.in_flight.pop(call_id, None) is None:
+            return b""
+        self._cancelled.add(call_id)
+        return encode_frame(Kind.CANCEL, call_id)
+
+    def was_not_run(self, call_id: int) -> bool:
+        """Say whether the server's farewell rules this call out."""
+        return self.farewell is not None and call_id > self.farewell.last_call_id
+
+    def is_idempotent(self, method: str) -> bool:
+        """Say whether the service declares that repeating the method does no harm."""
+        return method in self._idempotent
+
+    @property
+    def methods(self) -> list[str]:
+        """The service's methods by number."""
+        return list(self._methods)
+
+    def _next_id(self) -> int:
+        call_id = self._last_id
+        while True:
+            call_id = call_id + 1 if call_id < _MAX_CALL_ID else 1
+            if call_id not in self.in_flight and call_id not in self._cancelled:
+                self._last_id = call_id
+                return call_id
+
+    def _meet(self, hello: ServerHello) -> None:
+        if hello.version != VERSION:
+            self._enter(State.CLOSED)
+            raise RemoteProtocolError(f"server speaks protocol version {hello.version}, this client {VERSION}")
+        if len({entry.name for entry in hello.methods}) != len(hello.methods):
+            self._enter(State.CLOSED)
+            raise RemoteProtocolError("hello names a method twice")
+        self.hello = hello
+        self._methods = {entry.name: number for number, entry in enumerate(hello.methods)}
+        self._idempotent = frozenset(entry.name for entry in hello.methods if entry.is_idempotent)
+        self._peer_max_frame_size = min(hello.max_frame_size, HARD_MAX_FRAME_SIZE)
+
+    def _unknown(self, method: str) -> str:
+        import difflib
+
+        service = self.hello.service if self.hello else ""
+        known = [name for name in self._methods if not name.startswith("hostline.")]
+        near = difflib.get_close_matches(method, self._methods, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+        return f"service {service!r} has no method {method!r}: {hint}"
+
+
+class ServerConnection(_Connection):
+    """Keep the ids of calls in flight, and say goodbye in a way that tells what was not run.
+
+    Args:
+        hello: What the service says of itself.
+        max_frame_size: Largest payload taken, in bytes.
+
+    Attributes:
+        client: What the client said of itself, or None before that.
+        in_flight: Ids of calls that are not answered yet.
+        max_reply_size: The largest payload that the client takes, in bytes.
+    """
+
+    role = Role.SERVER
+
+    def __init__(self, hello: bytes, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
+        super().__init__(max_frame_size)
+        self.client: ClientHello | None = None
+        self.in_flight: set[int] = set()
+        self.max_reply_size = DEFAULT_MAX_FRAME_SIZE
+        self._hello = hello
+        self._last_call_id = 0
+        self._is_leaving = False
+
+    def receive_data(self, data: bytes) -> list[Frame]:
+        """Return the CALL and CANCEL frames that `data` completes and that concern the server.
+
+        Raises:
+            RemoteProtocolError: The client broke the protocol; `data_to_send` then holds a farewell that says how.
+        """
+        events: list[Frame] = []
+        try:
+            for frame in self._frames(data):
+                kind = frame[0]
+                if kind == _CALL:
+                    self._admit(frame, events)
+                elif kind == _CANCEL:
+                    if frame.call_id in self.in_flight:
+                        events.append(frame)
+                elif kind == _HELLO:
+                    self._meet(decode_hello(frame.payload, ClientHello))
+                elif kind == _GOAWAY:
+                    decode_farewell(frame.payload)
+        except RemoteProtocolError as error:
+            self._enter(State.CLOSED)
+            self.go_away(GoawayCode.PROTOCOL, str(error))
+            raise
+        return events
+
+    def finish(self, call_id: int) -> bool:
+        """Take a call out of flight; False if it was answered before, and nothing may be sent for it."""
+        if call_id in self.in_flight:
+            self.in_flight.remove(call_id)
+            return True
+        return False
+
+    def reply(self, call_id: int, frame: bytes | bytearray) -> None:
+        """Queue the frame that answers a call; the second answer to one call is dropped."""
+        if self.finish(call_id):
+            self._outgoing.append(frame)
+
+    def fail(self, call_id: int, code: str, name: str, message: str) -> None:
+        """Queue an error for a call; nothing happens if the call was answered."""
+        if self.finish(call_id):
+            self._outgoing.append(encode_failure(call_id, code, name, message))
+
+    def go_away(self, code: str, reason: str) -> None:
+        """Queue a farewell: calls up to now are answered, later ones are not run."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._outgoing.append(encode_farewell(code, reason, self._last_call_id))
+
+    def _admit(self, frame: Frame, events: list[Frame]) -> None:
+        call_id = frame.call_id
+        if call_id == 0:
+            raise RemoteProtocolError("call has id 0: ids start at 1")
+        if call_id in self.in_flight:
+            raise RemoteProtocolError(f"call id {call_id} is in flight already")
+        if self._is_leaving:
+            return  # the farewell told the caller that this one is not run
+        if call_id > self._last_call_id:
+            self._last_call_id = call_id
+        self.in_flight.add(call_id)
+        events.append(frame)
+
+    def _meet(self, hello: ClientHello) -> None:
+        if hello.version != VERSION:
+            reason = f"protocol version {hello.version} is not spoken here, only {VERSION}"
+            self.go_away(GoawayCode.VERSION, reason)
+            raise RemoteProtocolError(reason)
+        self.client = hello
+        self.max_reply_size = min(hello.max_frame_size, HARD_MAX_FRAME_SIZE)
+        self._outgoing.append(self._hello)
+
+
+def check_frame_size(max_frame_size: int) -> int:
+    """Return a usable frame bound.
+
+    Raises:
+        ValueError: It is not between 1 KiB and the hard limit.
+    """
+    if not 1024 <= max_frame_size <= HARD_MAX_FRAME_SIZE:
+        raise ValueError(f"max_frame_size of {max_frame_size} bytes must lie between 1024 and {HARD_MAX_FRAME_SIZE}")
+    return max_frame_size

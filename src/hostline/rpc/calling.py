@@ -1,0 +1,257 @@
+"""The caller's side of a call: settings of a line, what an answer means, and what to say when none comes.
+
+Both faces stand on this; what differs between them is only how they wait.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hostline.clock import Deadline
+from hostline.errors import (
+    AddressError,
+    CallCancelledError,
+    DeadlineExceededError,
+    HostlineError,
+    InternalError,
+    InvalidArgumentError,
+    MethodDeniedError,
+    MethodNotFoundError,
+    OverloadedError,
+    PeerRefusedError,
+    RemoteError,
+    RemoteProtocolError,
+    UnavailableError,
+)
+from hostline.limits import (
+    DEFAULT_CALL_TIMEOUT,
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_MAX_FRAME_SIZE,
+    MAX_REPEATS,
+    RECONNECT_TIMEOUT,
+)
+from hostline.protocol.connection import ClientConnection, check_frame_size
+from hostline.protocol.retry import may_repeat
+from hostline.unix.address import Address, InheritedAddress, parse_address
+from hostline.unix.credentials import Peers
+from hostline.wire.codec import ErrorCode, Failure, Farewell, GoawayCode, decode_failure, decode_result
+from hostline.wire.frame import Frame, Kind
+
+__all__ = [
+    "BrokenCallError",
+    "LineSettings",
+    "Repeats",
+    "deadline_error",
+    "exception_for",
+    "farewell_error",
+    "program_name",
+    "read_answer",
+    "wire_time",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LineSettings:
+    """Hold what a line was told at `connect`.
+
+    Attributes:
+        address: Where the service is.
+        server: Who may run it; checked before a byte is sent.
+        timeout: Seconds for a call that names none.
+        connect_timeout: Seconds to connect and to be greeted.
+        wait: Seconds to keep trying at first while nobody listens there.
+        reconnect_timeout: Seconds a call keeps trying to reach a server that went away.
+        max_frame_size: Largest payload taken, in bytes.
+    """
+
+    address: Address
+    server: Peers
+    timeout: float = DEFAULT_CALL_TIMEOUT
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+    wait: float = 0.0
+    reconnect_timeout: float = RECONNECT_TIMEOUT
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+
+    @classmethod
+    def of(
+        cls,
+        address: str | os.PathLike[str] | Address,
+        *,
+        server: Peers | None,
+        timeout: float | None,
+        connect_timeout: float,
+        wait: float,
+        reconnect_timeout: float,
+        max_frame_size: int,
+    ) -> LineSettings:
+        """Check what the caller gave.
+
+        Raises:
+            AddressError: The address is malformed, or is a listening socket.
+            ValueError: A number is out of range.
+        """
+        where = parse_address(address)
+        if isinstance(where, InheritedAddress):
+            raise AddressError(where.text, "is a listening socket that this process inherited; connect to its path")
+        for name, seconds in (
+            ("connect_timeout", connect_timeout),
+            ("wait", wait),
+            ("reconnect_timeout", reconnect_timeout),
+        ):
+            if not seconds >= 0:
+                raise ValueError(f"{name} of {seconds} seconds must be zero or more")
+        return cls(
+            where,
+            server or Peers.same_user(),
+            DEFAULT_CALL_TIMEOUT if timeout is None else timeout,
+            connect_timeout,
+            wait,
+            reconnect_timeout,
+            check_frame_size(max_frame_size),
+        )
+
+    def deadline(self, timeout: float | None) -> tuple[float, Deadline]:
+        """Return a call's timeout in seconds, the line's own for None, and its deadline.
+
+        Raises:
+            ValueError: The timeout is negative or not a number.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        return seconds, Deadline.after(seconds)
+
+
+class BrokenCallError(HostlineError):
+    """Carry, inside the faces, what is known of a call whose connection ended; callers see `UnavailableError`.
+
+    Attributes:
+        was_sent: Whether at least one byte of the call left.
+        is_ruled_out: Whether the server said that it does not run it.
+        reason: How the connection ended.
+    """
+
+    def __init__(self, reason: str, *, was_sent: bool, is_ruled_out: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.was_sent = was_sent
+        self.is_ruled_out = is_ruled_out
+
+    def as_unavailable(self, method: str) -> UnavailableError:
+        """Return what the caller sees."""
+        is_safe = not self.was_sent or self.is_ruled_out
+        outcome = "it was not run" if is_safe else "it may or may not have been run"
+        return UnavailableError(f"{method}: {self.reason}; {outcome}", is_safe_to_repeat=is_safe)
+
+
+class Repeats:
+    """Decide, for one call, whether it is made again after a connection ended.
+
+    Args:
+        method: The method's name.
+        is_idempotent: Whether the caller says that repeating does no harm.
+    """
+
+    __slots__ = ("_count", "_is_idempotent", "_method")
+
+    def __init__(self, method: str, is_idempotent: bool) -> None:
+        self._method = method
+        self._is_idempotent = is_idempotent
+        self._count = 0
+
+    def broke(self, error: BrokenCallError, protocol: ClientConnection) -> None:
+        """Return if the call is to be made again.
+
+        Raises:
+            UnavailableError: It must not be, or has been often enough.
+        """
+        is_idempotent = self._is_idempotent or protocol.is_idempotent(self._method)
+        if not may_repeat(was_sent=error.was_sent, is_ruled_out=error.is_ruled_out, is_idempotent=is_idempotent):
+            raise error.as_unavailable(self._method) from error
+        if error.was_sent and not error.is_ruled_out:
+            self._count += 1
+            if self._count > MAX_REPEATS:
+                raise error.as_unavailable(self._method) from error
+
+
+def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = ()) -> Any:
+    """Return the result that a REPLY holds, or raise what an ERROR means.
+
+    Args:
+        frame: The answer.
+        returns: The type of the result.
+        raises: Exception classes that arrive as themselves.
+
+    Raises:
+        CallError: The call failed; the class says how.
+        InvalidResultError: The result is of another type.
+    """
+    if frame.kind == Kind.REPLY:
+        return decode_result(frame.payload, returns)
+    raise exception_for(decode_failure(frame.payload), raises)
+
+
+_BY_CODE: Final[dict[str, Callable[[str], Exception]]] = {
+    ErrorCode.DEADLINE: DeadlineExceededError,
+    ErrorCode.OVERLOADED: OverloadedError,
+    ErrorCode.NOT_FOUND: MethodNotFoundError,
+    ErrorCode.INVALID_ARGUMENT: InvalidArgumentError,
+    ErrorCode.CANCELLED: CallCancelledError,
+    ErrorCode.DENIED: MethodDeniedError,
+    ErrorCode.UNAVAILABLE: UnavailableError,
+    ErrorCode.INTERNAL: InternalError,
+}
+
+
+def exception_for(failure: Failure, raises: Iterable[type[Exception]] = ()) -> Exception:
+    """Return the exception that a caller raises for an ERROR frame.
+
+    A declared exception becomes the caller's own class of that name, where it listed one; otherwise `RemoteError`.
+
+    Args:
+        failure: What the server sent.
+        raises: The caller's exception classes.
+    """
+    make = _BY_CODE.get(failure.code)
+    if make is not None:
+        return make(failure.message)
+    if failure.code != ErrorCode.DECLARED:
+        return InternalError(f"{failure.code}: {failure.message}")
+    remote = RemoteError(failure.name, failure.message)
+    for cls in raises:
+        if cls.__name__ == failure.name:
+            try:
+                error = cls(failure.message)
+            except Exception:  # a constructor of another shape: the name and message still arrive
+                return remote
+            error.__cause__ = remote
+            return error
+    return remote
+
+
+def farewell_error(farewell: Farewell) -> Exception:
+    """Return the exception for a server that sends a new connection away."""
+    if farewell.code == GoawayCode.REFUSED:
+        return PeerRefusedError(farewell.reason)
+    if farewell.code in (GoawayCode.VERSION, GoawayCode.PROTOCOL):
+        return RemoteProtocolError(farewell.reason)
+    return UnavailableError(farewell.reason, is_safe_to_repeat=True)
+
+
+def deadline_error(method: str, seconds: float, doing: str = "no answer") -> DeadlineExceededError:
+    """Return the error for a call whose deadline passed at the caller."""
+    return DeadlineExceededError(f"{method}: {doing} within {seconds:g} seconds")
+
+
+def wire_time(deadline: Deadline) -> float | None:
+    """Return the time left in seconds as it travels with a call: None without a deadline."""
+    left = deadline.remaining()
+    return None if left == math.inf else left
+
+
+def program_name() -> str:
+    """Return how this program introduces itself to a server's log."""
+    return f"{os.path.basename(sys.argv[0] if sys.argv else '') or 'python'} pid {os.getpid()}"

@@ -1,0 +1,74 @@
+"""What a handler may know of the call it serves."""
+
+from __future__ import annotations
+
+import threading
+
+from hostline.clock import NEVER, Deadline
+from hostline.errors import CallCancelledError, CallError, DeadlineExceededError
+from hostline.unix.credentials import Peer
+
+__all__ = ["Context"]
+
+
+class Context:
+    """Tell a handler who calls, how much time is left, and whether the answer is still wanted.
+
+    A handler asks for it by annotating a parameter with `Context`; the caller does not send it. An `async def`
+    handler is cancelled when the call ends early; a `def` handler, which cannot be, looks here.
+
+    Attributes:
+        peer: The caller's credentials as the kernel gave them when it connected.
+        method: The method's name.
+        call_id: The caller's number for this call, unique on its connection.
+        deadline: When the caller stops waiting, on the monotonic clock of this process.
+    """
+
+    __slots__ = ("_ended", "_reason", "call_id", "deadline", "method", "peer")
+
+    def __init__(self, peer: Peer, method: str, call_id: int, deadline: Deadline = NEVER) -> None:
+        self.peer = peer
+        self.method = method
+        self.call_id = call_id
+        self.deadline = deadline
+        self._ended = threading.Event()
+        self._reason: CallError | None = None
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the caller stops waiting; `math.inf` without a deadline."""
+        return self.deadline.remaining()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody wants the answer any more: cancelled, past its deadline, or the caller is gone."""
+        return self._ended.is_set() or self.deadline.has_passed()
+
+    def wait_cancelled(self, timeout: float) -> bool:
+        """Sleep for up to `timeout` seconds, less if the call ends before; returns `is_cancelled`.
+
+        The way for a `def` handler to pause: it wakes as soon as the work has become pointless.
+        """
+        self._ended.wait(max(0.0, min(timeout, self.time_left)))
+        return self.is_cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Leave the handler if nobody wants the answer any more.
+
+        Raises:
+            DeadlineExceededError: The deadline passed.
+            CallCancelledError: The caller cancelled, or is gone.
+        """
+        if self._reason is not None:
+            raise self._reason
+        if self.deadline.has_passed():
+            raise DeadlineExceededError(f"deadline of {self.method} passed")
+
+    def end(self, reason: CallError | None = None) -> None:
+        """Tell the handler that the answer is not wanted any more; called by the server."""
+        self._reason = reason or CallCancelledError(f"{self.method} was cancelled")
+        self._ended.set()
+
+    def __repr__(self) -> str:
+        left = "" if self.deadline.is_never else f" time_left={self.time_left:.3f}"
+        return f"<Context {self.method} call_id={self.call_id}{left} peer={self.peer!r}>"

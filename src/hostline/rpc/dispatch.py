@@ -1,0 +1,80 @@
+"""Between a frame and a handler: which method, which arguments, and what a failure looks like to the caller.
+
+A caller sees a declared exception by name and message. Of anything else it sees that the method failed, and a
+reference that leads to the full record in the server's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from hostline.errors import InvalidResultError
+from hostline.rpc.context import Context
+from hostline.rpc.service import Method
+from hostline.unix.credentials import Peer
+from hostline.wire.codec import ErrorCode
+
+__all__ = ["Invocation", "Refusal", "bind", "describe_failure"]
+
+logger: Final = logging.getLogger("hostline")
+
+
+class Invocation(NamedTuple):
+    """A handler and its checked arguments, ready to run."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def run(self) -> Any:
+        """Call the handler; for an `async def` this makes the coroutine."""
+        return self.function(*self.args, **self.keywords)
+
+
+class Refusal(NamedTuple):
+    """A call's failure as it goes onto the wire."""
+
+    code: str
+    name: str
+    message: str
+
+
+def bind(method: Method, payload: bytes, is_named: bool, context: Context | None) -> Invocation:
+    """Check a call's arguments and put them in place.
+
+    Args:
+        method: What is called.
+        payload: The encoded arguments.
+        is_named: Whether some are named.
+        context: The call's context, where the method asks for it.
+
+    Raises:
+        InvalidArgumentError: An argument is wrong; the handler must not run.
+    """
+    args, keywords = method.signature.decode(payload, is_named)
+    if method.context_name is not None:
+        keywords = {**keywords, method.context_name: context}
+    return Invocation(method.function, args, keywords)
+
+
+def describe_failure(service: str, method: Method, error: BaseException, peer: Peer, call_id: int) -> Refusal:
+    """Turn what a handler raised into what the caller may know; anything undeclared is logged in full here."""
+    name = method.declared_name(error)
+    if name is not None:
+        return Refusal(ErrorCode.DECLARED, name, str(error))
+    if isinstance(error, InvalidResultError):
+        # Our own encoder refused the handler's result: the caller may know that, the value stays here.
+        what = "its result cannot be sent"
+    else:
+        what = "internal error"
+    reference = secrets.token_hex(4)
+    text = f"{what} in {service}.{method.name} (reference {reference} in the server's log)"
+    logger.error(
+        "%s.%s failed for uid %s pid %s, call %s, reference %s",
+        service, method.name, peer.uid, peer.pid, call_id, reference,
+        exc_info=error,
+    )  # fmt: skip
+    return Refusal(ErrorCode.INTERNAL, "", text)

@@ -1,0 +1,190 @@
+"""Services: a name and a set of methods, each a plain function that stays callable as it is.
+
+A method's signature is its schema: what cannot be decoded or is ambiguous is refused where it is declared, not at
+the first call. How a service is served is for the floor above (aio/service.py).
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar, overload
+
+from hostline.rpc.context import Context
+from hostline.unix.credentials import Peers
+from hostline.wire.codec import MethodEntry
+from hostline.wire.schema import Signature
+
+__all__ = ["Execution", "Method", "ServiceBase", "check_method_name"]
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
+
+
+class Execution(enum.Enum):
+    """How a handler runs: as a task on the loop, in a worker thread, or on the loop itself."""
+
+    TASK = "task"
+    WORKER = "worker"
+    INLINE = "inline"
+
+
+class Method:
+    """Hold one method of a service.
+
+    Attributes:
+        name: What callers call it.
+        function: The handler.
+        execution: How it runs.
+        signature: How its arguments are decoded and described.
+        raises: Exception classes that callers see by name and message; any other is an internal error to them.
+        is_idempotent: Whether running it twice does no harm, so that a client may repeat it by itself.
+        allow: Who may call it, beside the service's own rule; None for everybody that is connected.
+        context_name: The parameter that takes the `Context`, or None.
+    """
+
+    __slots__ = (
+        "allow",
+        "context_name",
+        "execution",
+        "function",
+        "is_idempotent",
+        "name",
+        "raises",
+        "signature",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        inline: bool = False,
+        idempotent: bool = False,
+        raises: type[Exception] | Iterable[type[Exception]] = (),
+        allow: Peers | None = None,
+    ) -> None:
+        self.name = check_method_name(name or str(getattr(function, "__name__", "")))
+        self.function = function
+        self.execution = _execution(self.name, function, inline)
+        self.signature = Signature(function, injected=(Context,))
+        self.context_name = self.signature.injected.get(Context)
+        self.raises: tuple[type[Exception], ...] = (raises,) if isinstance(raises, type) else tuple(raises)
+        for error in self.raises:
+            if not _is_exception_class(error):
+                raise TypeError(f"method {self.name}: raises= holds {error!r}, which is not an exception class")
+        self.is_idempotent = idempotent
+        self.allow = allow
+
+    @property
+    def entry(self) -> MethodEntry:
+        """What the server's hello says of this method."""
+        return MethodEntry(self.name, self.is_idempotent)
+
+    def declared_name(self, error: BaseException) -> str | None:
+        """Return the name under which callers see `error`, or None if the method does not declare it."""
+        for cls in type(error).__mro__:
+            if cls in self.raises:
+                return cls.__name__
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Method {self.name} {self.execution.value}>"
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _execution(name: str, function: Callable[..., Any], inline: bool) -> Execution:
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"method {name} is a generator: a method returns one result; return a list")
+    if inspect.iscoroutinefunction(function):
+        if inline:
+            raise TypeError(f"method {name} is async: inline=True is for a quick `def` that runs on the loop itself")
+        return Execution.TASK
+    return Execution.INLINE if inline else Execution.WORKER
+
+
+def check_method_name(name: str) -> str:
+    """Return a usable name.
+
+    Raises:
+        ValueError: It is empty, too long or holds other characters than letters, digits, `_`, `.` and `-`.
+    """
+    if not _NAME.match(name):
+        raise ValueError(
+            f"name {name!r}: use 1 to 128 letters, digits, '_', '.' or '-', beginning with a letter or '_'"
+        )
+    return name
+
+
+class ServiceBase:
+    """Collect methods under a name.
+
+    Args:
+        name: The service's name, also its address unless another is given.
+        version: The service's own version, for `describe`.
+        doc: What it does, for `describe`.
+
+    Attributes:
+        methods: The methods by name, in the order of their declaration.
+    """
+
+    def __init__(self, name: str, *, version: str = "", doc: str = "") -> None:
+        self.name = check_method_name(name)
+        self.version = version
+        self.doc = inspect.cleandoc(doc)
+        self.methods: dict[str, Method] = {}
+
+    @overload
+    def method(self, function: Handler, /) -> Handler: ...
+
+    @overload
+    def method(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        inline: bool = False,
+        idempotent: bool = False,
+        raises: type[Exception] | Iterable[type[Exception]] = (),
+        allow: Peers | None = None,
+    ) -> Callable[[Handler], Handler]: ...
+
+    def method(self, function: Any = None, /, **options: Any) -> Any:
+        """Declare a function as a method; the function itself is returned unchanged.
+
+        An `async def` runs on the loop. A `def` runs in one of the service's worker threads, so it may block.
+
+        Args:
+            function: The handler; left out when options are given.
+            name: What callers call it; the function's own name when left out.
+            inline: Run a quick `def` on the loop itself: the fastest way, and nothing else is served meanwhile.
+            idempotent: Running it twice does no harm: a client may repeat it when a connection breaks.
+            raises: Exception classes that callers see by name and message.
+            allow: Who may call it, beside the rule for connecting.
+
+        Raises:
+            TypeError: The signature cannot be served; the text says which parameter and why.
+            ValueError: The name is not usable or taken.
+        """
+        if function is None:
+            return lambda handler: self._add(handler, options)
+        return self._add(function, {})
+
+    def _add(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+        method = Method(function, **options)
+        if method.name.startswith("hostline."):
+            raise ValueError(f"method {method.name}: names beginning with 'hostline.' are the library's own")
+        if method.name in self.methods:
+            raise ValueError(f"method {method.name} is declared twice in service {self.name}")
+        self.methods[method.name] = method
+        return function
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {', '.join(self.methods) or 'no methods'}>"

@@ -1,0 +1,148 @@
+"""Typed callers: a class of annotated methods becomes an object whose methods call the service.
+
+An interface is a `typing.Protocol` that also inherits `hostline.Interface` (or `hostline.aio.Interface`), so that
+editors and type checkers complete and check every call. Its bodies are never run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from hostline.errors import MethodNotFoundError
+
+__all__ = ["InterfaceMethod", "bind_interface", "check_interface", "interface_methods", "raises", "with_timeout"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_RAISES = "__hostline_raises__"
+
+
+class InterfaceMethod(NamedTuple):
+    """One method of an interface.
+
+    Attributes:
+        name: Its name at the service.
+        signature: Its parameters, without `self`.
+        returns: The type its result is decoded into.
+        raises: Exception classes that arrive as themselves.
+        is_async: Whether it is declared with `async def`.
+    """
+
+    name: str
+    signature: inspect.Signature
+    returns: Any
+    raises: tuple[type[Exception], ...]
+    is_async: bool
+
+
+def raises(*errors: type[Exception]) -> Callable[[Function], Function]:
+    """Declare, on an interface's method, which exceptions of the service arrive as these classes."""
+
+    def mark(function: Function) -> Function:
+        setattr(function, _RAISES, errors)
+        return function
+
+    return mark
+
+
+def interface_methods(interface: type, base: type) -> list[InterfaceMethod]:
+    """Return the methods that an interface declares, those of its parents up to `base` included.
+
+    Raises:
+        TypeError: A method lacks a result annotation, or takes variadic arguments.
+    """
+    methods: dict[str, InterfaceMethod] = {}
+    for cls in reversed(interface.__mro__):
+        if cls in base.__mro__ or cls is object:
+            continue
+        for name, function in vars(cls).items():
+            if not name.startswith("_") and inspect.isfunction(function):
+                methods[name] = _method(interface.__name__, name, function)
+    if not methods:
+        raise TypeError(f"interface {interface.__name__} declares no methods")
+    return list(methods.values())
+
+
+def _method(owner: str, name: str, function: Callable[..., Any]) -> InterfaceMethod:
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise TypeError(f"interface method {owner}.{name}: *{parameter.name} is variadic; name each argument")
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"interface method {owner}.{name}: annotation cannot be resolved: {error}") from error
+    if "return" not in hints:
+        raise TypeError(f"interface method {owner}.{name} has no result annotation; write `-> TYPE`, or `-> None`")
+    return InterfaceMethod(
+        name,
+        signature.replace(parameters=parameters),
+        hints["return"],
+        tuple(getattr(function, _RAISES, ())),
+        inspect.iscoroutinefunction(function),
+    )
+
+
+def check_interface(methods: Iterable[InterfaceMethod], served: Iterable[str], service: str) -> None:
+    """Refuse an interface that asks for methods the service does not have.
+
+    Raises:
+        MethodNotFoundError: Names them all.
+    """
+    have = set(served)
+    missing = [method.name for method in methods if method.name not in have]
+    if missing:
+        known = ", ".join(sorted(name for name in have if not name.startswith("hostline."))) or "none"
+        raise MethodNotFoundError(f"service {service!r} has no method {', '.join(missing)}: it has {known}")
+
+
+def bind_interface(
+    interface: type, base: type, methods: Iterable[InterfaceMethod], line: Any, timeout: float | None, is_async: bool
+) -> Any:
+    """Return an object of the interface whose methods call through `line`.
+
+    Args:
+        interface: The class.
+        base: The face's own base, whose methods (`close`, `with_timeout`, ...) are inherited.
+        methods: What `interface_methods` found.
+        line: The face's line; its `invoke` takes name, args, keywords, returns, timeout, raises.
+        timeout: Seconds for each call, or None for the line's own.
+        is_async: Whether the face awaits.
+
+    Raises:
+        TypeError: A method is `async def` on the blocking face, or the other way round.
+    """
+    namespace: dict[str, Any] = {"__doc__": interface.__doc__, "__module__": interface.__module__}
+    for method in methods:
+        if method.is_async is not is_async:
+            want = "async def" if is_async else "def"
+            raise TypeError(f"interface method {interface.__name__}.{method.name} must be declared with `{want}` here")
+        namespace[method.name] = _caller(method)
+    cls = type(interface.__name__, (interface,), namespace)
+    stub: Any = object.__new__(cls)
+    stub.__dict__.update(_line=line, _timeout=timeout)
+    return stub
+
+
+def with_timeout(stub: Any, timeout: float) -> Any:
+    """Return a copy of a bound interface, on the same line, with its own timeout for each call in seconds."""
+    copy: Any = object.__new__(type(stub))
+    copy.__dict__.update(vars(stub), _timeout=timeout)
+    return copy
+
+
+def _caller(method: InterfaceMethod) -> Callable[..., Any]:
+    bind = method.signature.bind
+    name, returns, errors = method.name, method.returns, method.raises
+
+    def call(self: Any, *args: Any, **keywords: Any) -> Any:
+        bound = bind(*args, **keywords)  # a wrong call fails here, as it would on the function itself
+        return self._line.invoke(name, bound.args, bound.kwargs, returns=returns, timeout=self._timeout, raises=errors)
+
+    call.__name__ = call.__qualname__ = name
+    call.__signature__ = method.signature  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,301 @@
+"""What the payloads of frames hold, in MessagePack, by msgspec. docs/reference/wire.md is the text for it.
+
+HELLO     the eight bytes `hostline`, then a map: ClientHello or ServerHello
+CALL      [time left in microseconds, 8 bytes, if flag DEADLINE], then an array of arguments,
+          or, if flag NAMED, an array of two: the array of arguments and a map of named ones
+REPLY     the result
+ERROR     an array: code, name, message
+GOAWAY    an array: code, reason, the highest call id that is still answered
+CANCEL, PING, PONG    nothing
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from hostline.errors import InvalidArgumentError, InvalidResultError, RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE
+from hostline.wire.budget import check_budget
+from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
+
+__all__ = [
+    "FEATURES",
+    "MAGIC",
+    "VERSION",
+    "ClientHello",
+    "ErrorCode",
+    "Failure",
+    "Farewell",
+    "GoawayCode",
+    "MethodEntry",
+    "ServerHello",
+    "decode_failure",
+    "decode_farewell",
+    "decode_hello",
+    "decode_result",
+    "encode_call",
+    "encode_failure",
+    "encode_farewell",
+    "encode_hello",
+    "encode_reply",
+    "result_decoder",
+    "split_call",
+]
+
+MAGIC: Final = b"hostline"
+VERSION: Final = 1
+
+# Names of optional parts both sides know. An unknown name is ignored, so a later version may add to it.
+FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "ping")
+
+_TIME_LEFT: Final = struct.Struct("<Q")
+
+# Plain integers for the hot path: arithmetic on enum members costs ten times as much.
+_CALL: Final = int(Kind.CALL)
+_REPLY: Final = int(Kind.REPLY)
+_DEADLINE: Final = int(Flag.DEADLINE)
+_NAMED: Final = int(Flag.NAMED)
+
+
+class ClientHello(msgspec.Struct, kw_only=True):
+    """Introduce the client: protocol version, features, the largest payload it takes in bytes, its program."""
+
+    version: int = VERSION
+    features: list[str] = msgspec.field(default_factory=lambda: list(FEATURES))
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    program: str
+
+
+class MethodEntry(msgspec.Struct, array_like=True, frozen=True):
+    """Tell one method's name and whether repeating a call does no harm; its number is its place in the list."""
+
+    name: str
+    is_idempotent: bool = False
+
+
+class ServerHello(msgspec.Struct, kw_only=True):
+    """Introduce the service: protocol version, features, largest payload in bytes, name, methods by number."""
+
+    version: int = VERSION
+    features: list[str] = msgspec.field(default_factory=lambda: list(FEATURES))
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    service: str
+    methods: list[MethodEntry]
+
+
+class ErrorCode:
+    """Why one call failed."""
+
+    DEADLINE: Final = "deadline"
+    OVERLOADED: Final = "overloaded"
+    NOT_FOUND: Final = "not_found"
+    INVALID_ARGUMENT: Final = "invalid_argument"
+    CANCELLED: Final = "cancelled"
+    DENIED: Final = "denied"
+    UNAVAILABLE: Final = "unavailable"
+    INTERNAL: Final = "internal"
+    DECLARED: Final = "declared"
+
+
+class GoawayCode:
+    """Why a connection ends."""
+
+    SHUTDOWN: Final = "shutdown"
+    REFUSED: Final = "refused"
+    VERSION: Final = "version"
+    PROTOCOL: Final = "protocol"
+    TIMEOUT: Final = "timeout"
+    LIMIT: Final = "limit"
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True):
+    """Hold the payload of an ERROR frame."""
+
+    code: str
+    name: str
+    message: str
+
+
+class Farewell(msgspec.Struct, array_like=True, frozen=True):
+    """Hold the payload of a GOAWAY frame: calls with an id above `last_call_id` were not run and will not be."""
+
+    code: str
+    reason: str
+    last_call_id: int
+
+
+Hello = TypeVar("Hello", ClientHello, ServerHello)
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_encode_into = _encoder.encode_into
+_pack_header = HEADER.pack_into
+_failure_decoder: Final = msgspec.msgpack.Decoder(Failure)
+_farewell_decoder: Final = msgspec.msgpack.Decoder(Farewell)
+_hello_decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {
+    ClientHello: msgspec.msgpack.Decoder(ClientHello),
+    ServerHello: msgspec.msgpack.Decoder(ServerHello),
+}
+
+
+def encode_hello(hello: ClientHello | ServerHello) -> bytes:
+    """Return the HELLO frame."""
+    return encode_frame(Kind.HELLO, 0, MAGIC + _encoder.encode(hello))
+
+
+def decode_hello(payload: bytes, expected: type[Hello]) -> Hello:
+    """Read a HELLO payload.
+
+    Raises:
+        RemoteProtocolError: It does not start with the magic bytes or is malformed.
+    """
+    if not payload.startswith(MAGIC):
+        raise RemoteProtocolError("the peer does not speak hostline: its hello lacks the magic bytes")
+    hello: Hello = _decode(_hello_decoders[expected], payload[len(MAGIC) :], "hello")
+    return hello
+
+
+def encode_call(
+    call_id: int,
+    method: int,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any] | None = None,
+    time_left: float | None = None,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+) -> bytearray:
+    """Return a CALL frame.
+
+    Args:
+        call_id: The caller's number for this call, above 0.
+        method: The method's number from the server's hello.
+        args: Arguments by position; anything msgspec can encode.
+        keywords: Arguments by name.
+        time_left: Seconds until the caller stops waiting, or None.
+        max_frame_size: The largest payload the server takes, in bytes.
+
+    Raises:
+        InvalidArgumentError: An argument cannot be encoded, or all of them together exceed the frame.
+    """
+    flags = 0
+    if time_left is None:
+        buffer = bytearray(HEADER_SIZE)
+    else:
+        flags = _DEADLINE
+        buffer = bytearray(HEADER_SIZE + 8)
+        _TIME_LEFT.pack_into(buffer, HEADER_SIZE, min(int(time_left * 1e6), 0xFFFF_FFFF_FFFF_FFFF))
+    try:
+        if keywords:
+            flags |= _NAMED
+            _encode_into((args, keywords), buffer, len(buffer))
+        else:
+            _encode_into(args, buffer, len(buffer))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
+    size = len(buffer) - HEADER_SIZE
+    if size > max_frame_size:
+        raise InvalidArgumentError(f"arguments of {size} bytes exceed max_frame_size {max_frame_size}")
+    _pack_header(buffer, 0, size, _CALL, flags, 0, call_id, method)
+    return buffer
+
+
+def split_call(frame: Frame) -> tuple[float | None, bytes, bool]:
+    """Return a call's time left in seconds or None, its encoded arguments, and whether some are named.
+
+    Raises:
+        RemoteProtocolError: The payload is too short for its flags.
+    """
+    _, flags, _, _, _, payload = frame
+    if not flags:
+        return None, payload, False
+    time_left = None
+    if flags & _DEADLINE:
+        if len(payload) < 8:
+            raise RemoteProtocolError(f"call payload of {len(payload)} bytes has no room for its time left")
+        time_left = _TIME_LEFT.unpack_from(payload)[0] / 1e6
+        payload = payload[8:]
+    return time_left, payload, flags & _NAMED != 0
+
+
+def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> bytearray:
+    """Return a REPLY frame.
+
+    Raises:
+        InvalidResultError: The result cannot be encoded or exceeds the frame.
+    """
+    buffer = bytearray(HEADER_SIZE)
+    try:
+        _encode_into(result, buffer, HEADER_SIZE)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidResultError(f"result cannot be encoded: {error}") from error
+    size = len(buffer) - HEADER_SIZE
+    if size > max_frame_size:
+        raise InvalidResultError(f"result of {size} bytes exceeds max_frame_size {max_frame_size}")
+    _pack_header(buffer, 0, size, _REPLY, 0, 0, call_id, 0)
+    return buffer
+
+
+@functools.lru_cache(maxsize=1024)
+def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], bool]:
+    """Return the decoder for a result type, and whether its values need the budget check.
+
+    Raises:
+        TypeError: msgspec cannot decode into the type; the message names it.
+    """
+    from hostline.wire.schema import is_open_ended
+
+    return msgspec.msgpack.Decoder(returns), is_open_ended(returns)
+
+
+def decode_result(payload: bytes, returns: Any) -> Any:
+    """Read a REPLY payload as the type the caller expects.
+
+    Raises:
+        InvalidResultError: It is of another type, or not MessagePack.
+    """
+    decoder, is_open = result_decoder(returns)
+    try:
+        if is_open:
+            check_budget(payload)
+        return decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise InvalidResultError(f"result is not of the expected type: {error}") from error
+    except (RemoteProtocolError, msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise InvalidResultError(f"result cannot be decoded: {error}") from error
+
+
+def encode_failure(call_id: int, code: str, name: str, message: str) -> bytes:
+    """Return an ERROR frame; texts over 4 KiB are cut, for they come from exceptions of any length."""
+    return encode_frame(Kind.ERROR, call_id, _encoder.encode(Failure(code, _cut(name), _cut(message))))
+
+
+def decode_failure(payload: bytes) -> Failure:
+    """Read an ERROR payload; raises RemoteProtocolError if it is malformed."""
+    failure: Failure = _decode(_failure_decoder, payload, "error")
+    return failure
+
+
+def encode_farewell(code: str, reason: str, last_call_id: int = 0) -> bytes:
+    """Return a GOAWAY frame."""
+    return encode_frame(Kind.GOAWAY, 0, _encoder.encode(Farewell(code, _cut(reason), last_call_id)))
+
+
+def decode_farewell(payload: bytes) -> Farewell:
+    """Read a GOAWAY payload; raises RemoteProtocolError if it is malformed."""
+    farewell: Farewell = _decode(_farewell_decoder, payload, "goaway")
+    return farewell
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes, what: str) -> Any:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise RemoteProtocolError(f"{what} frame is malformed: {error}") from error
+
+
+def _cut(text: str) -> str:
+    # surrogateescape'd names (a path in a message) cannot be encoded as UTF-8; show them escaped instead.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= 4096 else text[:4093] + "..."

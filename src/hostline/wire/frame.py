@@ -1,0 +1,174 @@
+"""Frames: a header of 16 bytes and a payload, as docs/reference/wire.md defines them.
+
+    offset  size  field
+    0       4     length of the payload in bytes, little-endian like all integers here
+    4       1     kind
+    5       1     flags
+    6       2     count of descriptors that ride on this frame
+    8       4     call id (0: the frame is about the connection)
+    12      4     method number (calls only, otherwise 0)
+
+The decoder knows the form of frames and their bounds. Which frame may come when is for protocol/connection.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final, NamedTuple
+
+from hostline.errors import LocalProtocolError, RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE
+
+__all__ = ["FLAGS", "HEADER", "HEADER_SIZE", "Flag", "Frame", "FrameDecoder", "Kind", "encode_frame"]
+
+HEADER: Final = struct.Struct("<IBBHII")
+HEADER_SIZE: Final = HEADER.size
+
+_unpack_header = HEADER.unpack_from
+_new_tuple = tuple.__new__  # half the price of the generated Frame.__new__
+
+
+class Kind(enum.IntEnum):
+    """What a frame is. ITEM, END and CREDIT belong to streams and are refused until both sides name that feature."""
+
+    HELLO = 1
+    CALL = 2
+    REPLY = 3
+    ERROR = 4
+    ITEM = 5
+    END = 6
+    CANCEL = 7
+    CREDIT = 8
+    PING = 9
+    PONG = 10
+    GOAWAY = 11
+
+
+class Flag(enum.IntFlag):
+    """Flags of a CALL: the payload starts with the time left; it holds named arguments as well."""
+
+    DEADLINE = 1
+    NAMED = 2
+
+
+# The flags that each kind may carry; any other bit is a violation, so that a later version can give it a meaning.
+FLAGS: Final[dict[int, int]] = {int(k): int(Flag.DEADLINE | Flag.NAMED) if k is Kind.CALL else 0 for k in Kind}
+
+
+# Plain integers for the hot path: arithmetic on enum members costs ten times as much.
+_HELLO: Final = int(Kind.HELLO)
+_FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
+
+
+class Frame(NamedTuple):
+    """One decoded frame.
+
+    Attributes:
+        kind: A `Kind` as a plain integer.
+        flags: `Flag` bits.
+        fd_count: Descriptors announced by the header.
+        call_id: The call it is about, or 0.
+        method: The method's number, for calls.
+        payload: The bytes after the header.
+    """
+
+    kind: int
+    flags: int
+    fd_count: int
+    call_id: int
+    method: int
+    payload: bytes
+
+
+def encode_frame(
+    kind: int, call_id: int = 0, payload: bytes | bytearray = b"", *, flags: int = 0, method: int = 0
+) -> bytes:
+    """Return one frame as bytes.
+
+    Raises:
+        LocalProtocolError: The payload is longer than the header can say.
+    """
+    if len(payload) > 0xFFFF_FFFF:
+        raise LocalProtocolError(f"payload of {len(payload)} bytes exceeds the {0xFFFF_FFFF} a frame can carry")
+    return HEADER.pack(len(payload), kind, flags, 0, call_id, method) + payload
+
+
+class FrameDecoder:
+    """Cut a byte stream into frames, refusing each header that breaks a bound before anything is kept for it.
+
+    Until `expect_frames` the bound is that of a hello, so a peer that has not introduced itself cannot make
+    the other side hold more.
+
+    Args:
+        max_frame_size: Largest payload in bytes after the hello.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_max_frame_size", "_needed")
+
+    def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
+        self._max_frame_size = max_frame_size
+        self._limit = min(MAX_HELLO_SIZE, max_frame_size)
+        self._buffer = bytearray()
+        self._needed = HEADER_SIZE
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a frame has begun and is not complete."""
+        return bool(self._buffer)
+
+    def expect_frames(self) -> None:
+        """Apply the full bound: the peer has said hello."""
+        self._limit = self._max_frame_size
+
+    def receive_data(self, data: bytes) -> list[Frame]:
+        """Return the frames that `data` completes, in order.
+
+        Args:
+            data: Bytes as they came from the socket, any number of them.
+
+        Raises:
+            RemoteProtocolError: A header is malformed or breaks a bound. The decoder is of no use afterwards.
+        """
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._needed:
+                return []
+            data = bytes(buffer)
+            buffer.clear()
+        frames: list[Frame] = []
+        size = len(data)
+        start = 0
+        while size - start >= HEADER_SIZE:
+            length, kind, flags, fd_count, call_id, method = _unpack_header(data, start)
+            if length > self._limit or fd_count or not 1 <= kind <= 11 or (flags and flags & ~_FLAGS[kind]):
+                self._check(length, kind, flags, fd_count)
+            end = start + HEADER_SIZE + length
+            if end > size:
+                self._keep(data, start, end - start)
+                return frames
+            payload = data[start + HEADER_SIZE : end]
+            frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload)))
+            start = end
+            if kind == _HELLO:
+                self.expect_frames()
+        if start < size:
+            self._keep(data, start, HEADER_SIZE)
+        return frames
+
+    def _keep(self, data: bytes, start: int, needed: int) -> None:
+        """Hold the rest of `data` until `needed` bytes are there."""
+        self._buffer += data[start:] if start else data
+        self._needed = needed
+
+    def _check(self, length: int, kind: int, flags: int, fd_count: int) -> None:
+        if not 1 <= kind <= 11:
+            raise RemoteProtocolError(f"frame kind {kind} is unknown: kinds are 1 to 11")
+        if length > self._limit:
+            what = "max_frame_size" if self._limit == self._max_frame_size else "the limit for a hello,"
+            raise RemoteProtocolError(f"frame of {length} bytes exceeds {what} {self._limit}")
+        if flags & ~FLAGS[kind]:
+            raise RemoteProtocolError(f"flags {flags:#04x} are not defined for {Kind(kind).name.lower()} frames")
+        if fd_count:
+            raise RemoteProtocolError(f"frame announces {fd_count} descriptors where none are accepted")
