@@ -1,0 +1,42 @@
+"""Unix domain sockets done right: typed calls, safe socket files, honest connects, identity and descriptors.
+
+The blocking face is here by its bare names; the asyncio face, with the same names, is `hostline.aio`.
+"""
+
+from hostline import aio, sync
+from hostline._version import __version__
+from hostline.aio.service import Service
+from hostline.errors import *  # noqa: F403
+from hostline.errors import __all__ as _errors
+from hostline.rpc.context import Context
+from hostline.rpc.stubs import raises
+from hostline.sync.client import Line, connect
+from hostline.sync.datagrams import Datagrams
+from hostline.sync.interface import Interface
+from hostline.sync.sockets import Connection, Listener, connect_socket, listen, socketpair
+from hostline.unix.address import unique_path
+from hostline.unix.credentials import Peer, Peers
+from hostline.unix.descriptors import Fd
+
+__all__ = [
+    "Connection",
+    "Context",
+    "Datagrams",
+    "Fd",
+    "Interface",
+    "Line",
+    "Listener",
+    "Peer",
+    "Peers",
+    "Service",
+    "__version__",
+    "aio",
+    "connect",
+    "connect_socket",
+    "listen",
+    "raises",
+    "socketpair",
+    "sync",
+    "unique_path",
+]
+__all__ += _errors

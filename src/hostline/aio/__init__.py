@@ -1,0 +1,25 @@
+"""The asyncio face: raw sockets, the client of services, and the server. It runs on asyncio's loop and on uvloop.
+
+Its blocking twin, with the same names, is `hostline.sync`.
+"""
+
+from hostline.aio.client import Line, connect
+from hostline.aio.datagrams import Datagrams
+from hostline.aio.interface import Interface
+from hostline.aio.server import Server
+from hostline.aio.service import Service
+from hostline.aio.sockets import Connection, Listener, connect_socket, listen, socketpair
+
+__all__ = [
+    "Connection",
+    "Datagrams",
+    "Interface",
+    "Line",
+    "Listener",
+    "Server",
+    "Service",
+    "connect",
+    "connect_socket",
+    "listen",
+    "socketpair",
+]

@@ -1,0 +1,244 @@
+"""One connection of the asyncio client: be greeted, then many calls at once, answers matched by id.
+
+Reads and writes on the loop's `add_reader` and `add_writer`. When the server says farewell, calls that it rules out
+end at once, the others are waited for, and no new one begins here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from hostline.clock import Deadline
+from hostline.errors import RemoteProtocolError, UnavailableError
+from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
+from hostline.protocol.connection import ClientConnection
+from hostline.rpc.calling import (
+    BrokenCallError,
+    LineSettings,
+    deadline_error,
+    farewell_error,
+    program_name,
+    wire_time,
+)
+from hostline.unix.credentials import Peer
+from hostline.wire.frame import Frame
+
+__all__ = ["Caller"]
+
+_SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_Answered = asyncio.Future[Frame]
+
+
+class Caller:
+    """One connection: a socket on the loop, its state machine, and the calls in flight."""
+
+    def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, on_end: Callable[[], None]) -> None:
+        self.peer = peer
+        self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._on_end = on_end
+        self._greeted: asyncio.Future[None] = self._loop.create_future()
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_size = 0
+        self._queued_total = 0
+        self._sent_total = 0
+        self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
+        self._room: asyncio.Event | None = None
+        self._is_writing = False
+        self._is_closed = False
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._send_outgoing()
+
+    async def greet(self) -> None:
+        """Wait for the server's hello.
+
+        Raises:
+            PeerRefusedError: The server does not admit us.
+            UnavailableError: It is leaving, or closed the connection.
+            RemoteProtocolError: It does not speak this protocol.
+        """
+        await self._greeted
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._is_closed
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a new call may start here."""
+        return not self._is_closed and self.protocol.is_usable
+
+    async def call(
+        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
+    ) -> Frame:
+        """Make one call and return the frame that answers it.
+
+        Raises:
+            BrokenCallError: The connection ended first.
+            DeadlineExceededError: The deadline passed first; the handler is told.
+        """
+        answered: _Answered = self._loop.create_future()
+        timer = None
+        if not deadline.is_never:
+            timer = self._loop.call_at(self._loop.time() + deadline.remaining(), _expire, answered)
+        call_id = 0
+        try:
+            while self._unsent_size > HIGH_WATER:
+                await self._wait_for_room(answered)
+            if not self.is_usable:
+                raise BrokenCallError("the server closed the connection", was_sent=False)
+            call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), answered)
+            self._starts[call_id] = self._queued_total
+            self._queue(frame)
+            return await answered
+        except TimeoutError:
+            self._cancel(call_id)
+            raise deadline_error(method, seconds) from None
+        except asyncio.CancelledError:
+            self._cancel(call_id)
+            raise
+        finally:
+            self._starts.pop(call_id, None)
+            if timer is not None:
+                timer.cancel()
+
+    async def _wait_for_room(self, answered: _Answered) -> None:
+        """Wait until the server has read what is queued; ends early at the deadline."""
+        if self._room is None:
+            self._room = asyncio.Event()
+        room = self._loop.create_task(self._room.wait())
+        try:
+            await asyncio.wait((room, answered), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            room.cancel()
+        if answered.done():
+            answered.result()
+
+    def _cancel(self, call_id: int) -> None:
+        data = self.protocol.cancel(call_id)
+        if data and not self._is_closed:
+            self._queue(data)
+
+    # --- reading and writing -----------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close("the server closed the connection")
+            return
+        try:
+            answers = self.protocol.receive_data(data)
+        except RemoteProtocolError as error:
+            self.close(str(error), error)
+            return
+        for ticket, frame in answers:
+            if not ticket.done():
+                ticket.set_result(frame)
+        if not self._greeted.done():
+            self._look_for_greeting()
+        self._send_outgoing()
+        if self.protocol.farewell is not None:
+            self._drain()
+
+    def _look_for_greeting(self) -> None:
+        if self.protocol.farewell is not None:
+            self._greeted.set_exception(farewell_error(self.protocol.farewell))
+        elif self.protocol.hello is not None:
+            self._greeted.set_result(None)
+
+    def _drain(self) -> None:
+        """After the server's farewell: end the calls it rules out, and close when the rest is answered."""
+        for call_id, ticket in list(self.protocol.in_flight.items()):
+            if self.protocol.was_not_run(call_id):
+                del self.protocol.in_flight[call_id]
+                if not ticket.done():
+                    ticket.set_exception(BrokenCallError("the server is leaving", was_sent=True, is_ruled_out=True))
+        if not self.protocol.in_flight:
+            self.close("the server is leaving")
+
+    def _queue(self, data: bytes | bytearray) -> None:
+        self._unsent.append(memoryview(data))
+        self._unsent_size += len(data)
+        self._queued_total += len(data)
+        if not self._is_writing:
+            self._write()
+
+    def _send_outgoing(self) -> None:
+        for data in self.protocol.data_to_send():
+            self._queue(data)
+
+    def _write(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent:
+                sent = self._sock.send(unsent[0], _SEND_FLAGS)
+                self._unsent_size -= sent
+                self._sent_total += sent
+                if sent == len(unsent[0]):
+                    unsent.popleft()
+                else:
+                    unsent[0] = unsent[0][sent:]
+        except (BlockingIOError, InterruptedError):
+            if not self._is_writing:
+                self._is_writing = True
+                self._loop.add_writer(self._fd, self._write)
+        except OSError:
+            # What the server said before it went is still there to be read: the reader closes.
+            unsent.clear()
+            self._stop_writing()
+        else:
+            self._stop_writing()
+        if self._room is not None and self._unsent_size <= LOW_WATER:
+            self._room.set()
+            self._room = None
+
+    def _stop_writing(self) -> None:
+        if self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._fd)
+
+    def close(self, reason: str, error: Exception | None = None) -> None:
+        """Close the connection; calls in flight end with what is known of them. Safe to repeat."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._fd)
+        self._stop_writing()
+        if not self._greeted.done():
+            self._greeted.set_exception(error or UnavailableError(f"{reason} before its hello", True))
+            self._greeted.exception()  # looked at: a caller that was cancelled leaves nobody to do it
+        for call_id, ticket in self.protocol.in_flight.items():
+            if not ticket.done():
+                was_sent = self._starts.get(call_id, 0) < self._sent_total
+                ruled_out = self.protocol.was_not_run(call_id)
+                ticket.set_exception(error or BrokenCallError(reason, was_sent=was_sent, is_ruled_out=ruled_out))
+        self.protocol.in_flight.clear()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        self.peer.close()
+        self._sock.close()
+        self._on_end()
+
+    def forget_in_child(self) -> None:
+        """In a forked child: close the copy of the socket and touch nothing else."""
+        self._is_closed = True
+        self._sock.close()
+
+
+def _expire(answered: _Answered) -> None:
+    if not answered.done():
+        answered.set_exception(TimeoutError())

@@ -1,0 +1,360 @@
+"""The asyncio client: one connection, many calls at once, answers matched by id.
+
+What may be repeated or waited for is decided below (protocol/connection.py, protocol/retry.py); this module waits
+and obeys. It runs on asyncio's loop and on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import weakref
+from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, overload
+
+from hostline.aio.caller import Caller
+from hostline.aio.connecting import connected_socket
+from hostline.aio.interface import Interface
+from hostline.clock import Deadline
+from hostline.errors import (
+    AddressNotFoundError,
+    ClosedError,
+    ConnectRefusedError,
+    DeadlineExceededError,
+    SocketTimeoutError,
+    UnavailableError,
+)
+from hostline.limits import (
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_MAX_FRAME_SIZE,
+    RECONNECT_TIMEOUT,
+)
+from hostline.protocol.retry import Backoff
+from hostline.rpc.calling import (
+    BrokenCallError,
+    LineSettings,
+    Repeats,
+    deadline_error,
+    read_answer,
+)
+from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
+from hostline.unix.address import Address
+from hostline.unix.credentials import Peers
+from hostline.unix.sockets import check_server
+
+__all__ = ["Connecting", "Line", "connect"]
+
+T = TypeVar("T")
+
+# What a server that is about to come back looks like to somebody who tries to reach it.
+_ABSENT: Final = (AddressNotFoundError, ConnectRefusedError, UnavailableError)
+
+
+class Line:
+    """A line to one service, for asyncio: calls share one connection and may all be in flight at once.
+
+    Args:
+        settings: Where to and how.
+    """
+
+    def __init__(self, settings: LineSettings) -> None:
+        self._settings = settings
+        self._connection: Caller | None = None
+        self._opening: asyncio.Task[Caller] | None = None
+        self._leaving: set[Caller] = set()
+        self._is_closed = False
+        self._pid = os.getpid()
+        _lines.add(self)
+
+    # --- calls -----------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        idempotent: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        """Call a method and return its result.
+
+        Cancelling the task that waits here cancels the handler at the server.
+
+        Args:
+            method: The method's name.
+            *args: Its arguments by position.
+            returns: The type of the result: msgspec structs, dataclasses, unions, ... Plain values when left out.
+            timeout: Seconds until the caller stops waiting and the handler is told; the line's own when left
+                out, `math.inf` for no limit.
+            raises: Exception classes that arrive as themselves when the handler declares and raises them.
+            idempotent: Whether repeating the call does no harm, beside what the service declares.
+            **keywords: Its arguments by name; for one named like an option here, use `invoke`.
+
+        Raises:
+            CallError: The call failed; see its subclasses.
+            SocketError: The server could not be reached.
+        """
+        return await self.invoke(
+            method, args, keywords, returns=returns, timeout=timeout, raises=raises, idempotent=idempotent
+        )
+
+    async def invoke(
+        self,
+        method: str,
+        args: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        idempotent: bool = False,
+    ) -> Any:
+        """Call a method with its arguments given as a tuple and a dict; otherwise as `call`."""
+        seconds, deadline = self._settings.deadline(timeout)
+        repeats = Repeats(method, idempotent)
+        while True:
+            connection = self._connection
+            if connection is None or not connection.is_usable:
+                connection = await self._reopen(method, seconds, deadline)
+            try:
+                frame = await connection.call(method, args, keywords, seconds, deadline)
+            except BrokenCallError as error:
+                if self._is_closed:
+                    raise ClosedError(f"{method}: the line was closed") from error
+                repeats.broke(error, connection.protocol)
+                continue
+            return read_answer(frame, returns, raises)
+
+    # --- the connection --------------------------------------------------------------------------------
+
+    async def _reopen(self, method: str, seconds: float, deadline: Deadline) -> Caller:
+        """Return a new connection, opened once however many calls ask for it, waiting for a server that restarts."""
+        if self._is_closed:
+            raise ClosedError(f"{method}: the line is closed")
+        if self._pid != os.getpid():
+            raise ClosedError(f"{method}: the line belongs to process {self._pid}, which this one was forked from")
+        if self._opening is None:
+            patience = Deadline.after(self._settings.reconnect_timeout)
+            self._opening = asyncio.get_running_loop().create_task(self._open(patience))
+            self._opening.add_done_callback(self._opened)
+        left = deadline.remaining()
+        try:
+            async with asyncio.timeout(None if left == math.inf else left):
+                return await asyncio.shield(self._opening)
+        except DeadlineExceededError:
+            raise
+        except TimeoutError as error:
+            raise deadline_error(method, seconds, f"no connection ({str(error) or 'still connecting'})") from error
+        except asyncio.CancelledError:
+            if self._is_closed and self._opening is None:
+                raise ClosedError(f"{method}: the line was closed") from None
+            raise
+
+    def _opened(self, opening: asyncio.Task[Caller]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # looked at: every caller may have given up meanwhile
+
+    async def _open(self, patience: Deadline) -> Caller:
+        """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self._connect(Deadline.after(self._settings.connect_timeout))
+            except _ABSENT:
+                left = patience.remaining()
+                if left <= 0:
+                    raise
+                await asyncio.sleep(min(backoff.pause(), left))
+
+    async def _connect(self, deadline: Deadline) -> Caller:
+        settings = self._settings
+        sock = await connected_socket(settings.address, "stream", deadline)
+        try:
+            peer = check_server(sock, settings.server, settings.address, "stream")
+            connection = Caller(sock, peer, settings, self._ended)
+        except BaseException:
+            sock.close()
+            raise
+        self._leaving.add(connection)
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await connection.greet()
+        except TimeoutError:
+            connection.close("no hello")
+            reason = f"connected, but no hello within {settings.connect_timeout:g} seconds"
+            raise SocketTimeoutError("connect", "stream", settings.address.text, None, reason) from None
+        except BaseException:
+            connection.close("not greeted")
+            raise
+        self._connection = connection
+        return connection
+
+    def _ended(self) -> None:
+        self._leaving = {connection for connection in self._leaving if not connection.is_closed}
+
+    async def open_first(self) -> Caller:
+        """Open the connection, so that a wrong address is told at once."""
+        return await self._open(Deadline.after(self._settings.wait))
+
+    # --- the end ---------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """The service's address in words."""
+        return self._settings.address.text
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    async def close(self) -> None:
+        """Close the connection; calls in other tasks end with `ClosedError`. Safe to repeat."""
+        self._is_closed = True
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+        for connection in list(self._leaving):
+            connection.close("the line was closed")
+        self._connection = None
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        connection = self._connection
+        count = len(connection.protocol.in_flight) if connection else 0
+        return f"<Line {self.address}: {'closed' if self._is_closed else f'{count} in flight'}>"
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the connection and the loop are the parent's; close the copy."""
+        for connection in self._leaving:
+            connection.forget_in_child()
+
+
+class Connecting(Generic[T]):
+    """A line about to open: await it, or use it as an async context manager."""
+
+    def __init__(self, open_: Callable[[], Any]) -> None:
+        self._open = open_
+        self._opened: Any = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        opened: Generator[Any, None, T] = self._open().__await__()
+        return opened
+
+    async def __aenter__(self) -> T:
+        self._opened = await self._open()
+        opened: T = self._opened
+        return opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._opened.close()
+
+
+@overload
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: None = None,
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    timeout: float | None = None,
+) -> Connecting[Line]: ...
+
+
+@overload
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: Callable[..., T],
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    timeout: float | None = None,
+) -> Connecting[T]: ...
+
+
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: Any = None,
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    timeout: float | None = None,
+) -> Any:
+    """Open a line to a service.
+
+        async with hostline.aio.connect("payments") as line:
+            receipt = await line.call("charge", order, returns=Receipt, timeout=0.5)
+
+    Args:
+        address: A bare name, a path or any other address of a stream socket.
+        interface: A class that describes the service's methods; an object of it is returned instead of a `Line`.
+        server: Who may run the server, checked before a byte is sent; own uid and root when left out.
+        connect_timeout: Seconds to connect, also through a full backlog, and to be greeted.
+        wait: Seconds to keep trying while nobody listens there yet.
+        reconnect_timeout: Seconds a call keeps trying to reach a server that went away, if its deadline allows.
+        max_frame_size: Largest payload of one frame taken, in bytes.
+        timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
+
+    Raises:
+        AddressError: The address is malformed.
+        SocketError: The server cannot be reached; the subclass says why.
+        PeerRefusedError: The server is run by somebody else, or does not admit this user.
+        MethodNotFoundError: The service lacks a method of the interface.
+        TypeError: The interface is not usable.
+    """
+    settings = LineSettings.of(
+        address, server=server, timeout=timeout, connect_timeout=connect_timeout, wait=wait,
+        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size,
+    )  # fmt: skip
+    methods = interface_methods(interface, Interface) if interface is not None else []
+
+    async def open_() -> Any:
+        line = Line(settings)
+        try:
+            hello = (await line.open_first()).protocol.hello
+            if interface is None:
+                return line
+            if hello is not None:
+                check_interface(methods, [entry.name for entry in hello.methods], hello.service)
+            return bind_interface(interface, Interface, methods, line, None, is_async=True)
+        except BaseException:
+            await line.close()
+            raise
+
+    return Connecting(open_)
+
+
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for line in list(_lines):
+        line.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

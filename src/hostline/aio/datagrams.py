@@ -1,0 +1,188 @@
+"""Datagram sockets for asyncio: whole messages, kept apart, with descriptors and the sender's credentials.
+
+The twin of `sync/datagrams.py`. Delivery is as the kernel gives it: in order and whole, and a sender waits while the
+receiver's queue is full (`net.unix.max_dgram_qlen` messages, shared by all senders).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from hostline.aio.waiting import Endpoint
+from hostline.clock import Deadline
+from hostline.errors import LocalProtocolError
+from hostline.limits import CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST
+from hostline.protocol.retry import Backoff
+from hostline.unix.address import Address, parse_address
+from hostline.unix.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message
+from hostline.unix.descriptors import HasFileno
+from hostline.unix.listening import Bound
+from hostline.unix.sockets import is_connected, kernel_address
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["Datagrams"]
+
+
+class Datagrams(Endpoint):
+    """Send and receive datagrams; made by `listen`, `connect_socket` and `socketpair` with `type="datagram"`.
+
+    Attributes:
+        type: `datagram`.
+        address: Where this socket receives, or where it is connected to; empty for a socket pair.
+        max_fds: Descriptors that one datagram may bring.
+    """
+
+    __slots__ = ("_bound", "_has_credentials", "_has_peer", "max_fds")
+
+    _name: ClassVar[str] = "datagram socket"
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str = "",
+        *,
+        max_fds: int = 0,
+        credentials: bool = False,
+        bound: Bound | None = None,
+    ) -> None:
+        """Take over a datagram socket.
+
+        Args:
+            sock: The socket; it is this object's from now on.
+            address: How its address is written.
+            max_fds: Descriptors that one datagram may bring.
+            credentials: Whether the kernel was asked for the senders' credentials.
+            bound: What owns the socket and its file, where it is bound to one.
+        """
+        super().__init__(sock, "datagram", address)
+        sock.setblocking(False)
+        self.max_fds = max_fds
+        self._has_credentials = credentials
+        self._bound = bound
+        self._has_peer = is_connected(sock)
+
+    async def send(
+        self,
+        data: ReadableBuffer,
+        to: str | Address | None = None,
+        *,
+        fds: Sequence[int | HasFileno] = (),
+        timeout: float | None = None,
+    ) -> None:
+        """Send one datagram; none at all is left of it unless it is sent whole.
+
+        Args:
+            data: The bytes; none is legal.
+            to: Where to; None on a connected socket. What `recv_from` gave as the sender is the cheapest form.
+            fds: Descriptors that go with it; they stay the caller's.
+            timeout: Seconds to wait while the receiver's queue is full; None waits without limit.
+
+        Raises:
+            LocalProtocolError: The socket is not connected and `to` is missing, or another task is sending.
+            AddressNotFoundError: Nothing is at the address.
+            ConnectRefusedError: Nobody receives there any more.
+            MessageTooLongError: The datagram is larger than the kernel carries.
+            SocketTimeoutError: The receiver's queue stayed full.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        deadline = Deadline.after(timeout)
+        target = None if to is None else parse_address(to)
+        if target is None and not self._has_peer:
+            raise LocalProtocolError("this datagram socket is not connected: say where to send with to=")
+        self._check_writable()
+        if target is None:
+            await self._send(data, fds, None, self.address, deadline)
+        else:
+            with kernel_address(target) as raw:
+                await self._send(data, fds, raw, target.text, deadline)
+
+    async def _send(
+        self,
+        data: ReadableBuffer,
+        fds: Sequence[int | HasFileno],
+        raw: bytes | None,
+        where: str,
+        deadline: Deadline,
+    ) -> None:
+        backoff: Backoff | None = None
+        while True:
+            try:
+                send_message(self._sock, (data,), fds, to=raw, socket_type="datagram", address=where)
+                return
+            except BlockingIOError:
+                pass
+            if raw is None:
+                await self._wait_writable(deadline, "send")
+            else:
+                # An unconnected socket polls as writable while the receiver's queue is full.
+                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
+                await self._pause(deadline, "send", backoff.pause())
+
+    async def recv(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> bytes:
+        """Receive one datagram and return its bytes; none is legal.
+
+        Args:
+            max_size: The largest datagram that is taken, in bytes.
+            timeout: Seconds to wait; None waits without limit.
+
+        Raises:
+            TruncatedError: The datagram is longer; it is lost.
+            DescriptorError: It brought descriptors, which only `recv_from` takes; they were closed.
+            LocalProtocolError: Another task is receiving.
+            SocketTimeoutError: Nothing came in time.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        return (await self._receive(max_size, 0, timeout)).data
+
+    async def recv_from(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> Datagram:
+        """Receive one datagram with its sender, its descriptors and, where asked for, its sender's credentials.
+
+        Args:
+            max_size: The largest datagram that is taken, in bytes.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            (data, sender, fds, peer). The descriptors belong to the caller.
+
+        Raises:
+            TruncatedError: The datagram is longer; it is lost.
+            DescriptorError: It brought more descriptors than `max_fds`; they were closed.
+            LocalProtocolError: Another task is receiving.
+            SocketTimeoutError: Nothing came in time.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        return await self._receive(max_size, self.max_fds, timeout)
+
+    async def _receive(self, max_size: int, max_fds: int, timeout: float | None) -> Datagram:
+        deadline = Deadline.after(timeout)
+        self._check_readable()
+        while True:
+            try:
+                return recv_datagram(
+                    self._sock,
+                    max_size,
+                    max_fds,
+                    has_credentials=self._has_credentials,
+                    address=self.address,
+                )
+            except BlockingIOError:
+                await self._wait_readable(deadline, "recv")
+
+    async def _pause(self, deadline: Deadline, operation: str, seconds: float) -> None:
+        """Let a moment pass in which the receiver may take something; errors as for `_wait_writable`."""
+        loop = asyncio.get_running_loop()
+        waiter = self._writer = loop.create_future()
+        try:
+            await self._wait(loop, waiter, deadline, operation, seconds)
+        finally:
+            self._writer = None
+
+    def _release(self) -> None:
+        if self._bound is not None:
+            self._bound.close()
+        super()._release()

@@ -1,0 +1,382 @@
+"""The server: one accept loop, its sessions, the slots that all of them share, and a stop that loses nothing.
+
+Stopping: the name is unlinked, so that nobody new comes; connections that wait in the backlog are accepted and sent
+away with a farewell instead of a reset; every session says goodbye, naming the last call it answers, and what runs gets
+`grace` seconds. A caller whose call came later knows that it was not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import weakref
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from hostline.aio.session import RunningCall, Session
+from hostline.aio.workers import Workers
+from hostline.clock import monotonic
+from hostline.errors import LocalProtocolError
+from hostline.limits import (
+    ACCEPT_BATCH,
+    DEFAULT_CONCURRENCY,
+    DEFAULT_GRACE,
+    DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_QUEUE,
+    DEFAULT_THREADS,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
+)
+from hostline.protocol.accepting import Accepting
+from hostline.protocol.admission import Admission
+from hostline.protocol.connection import check_frame_size
+from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, describe_service
+from hostline.rpc.service import Method, ServiceBase
+from hostline.unix.credentials import Peer, Peers
+from hostline.unix.listening import Bound
+from hostline.unix.sockets import Accepted, accept_peer
+from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
+
+__all__ = ["Server", "ServerSettings"]
+
+logger: Final = logging.getLogger("hostline")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Bound what a server takes on.
+
+    Attributes:
+        concurrency: Handlers that run at once.
+        queue: Calls that wait behind them; the next is answered `OverloadedError` at once.
+        threads: Worker threads for `def` handlers.
+        grace: Seconds that running calls get when the server stops.
+        max_frame_size: Largest payload of one frame, in bytes.
+        max_connections: Connections at once.
+        max_connections_per_uid: Connections at once of one user.
+    """
+
+    concurrency: int = DEFAULT_CONCURRENCY
+    queue: int = DEFAULT_QUEUE
+    threads: int = DEFAULT_THREADS
+    grace: float = DEFAULT_GRACE
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    max_connections: int = MAX_CONNECTIONS
+    max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID
+
+
+class Server:
+    """Serve a service on a listening socket; an async context manager.
+
+    Args:
+        service: What is served.
+        bound: The listening socket; the server owns it and closes it, which unlinks the file it made.
+        allow: Who may connect; the socket's own rule (what its mode says) when left out.
+        settings: The bounds.
+    """
+
+    def __init__(
+        self, service: ServiceBase, bound: Bound, *, allow: Peers | None = None, settings: ServerSettings | None = None
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        self.service = service
+        self.max_frame_size = check_frame_size(self.settings.max_frame_size)
+        self.admission = Admission(self.settings.concurrency, self.settings.queue)
+        self.workers = Workers(f"hostline-{service.name}", self.settings.threads)
+        self.methods: list[Method] = [*service.methods.values(), *self._own_methods()]
+        self.hello = encode_hello(
+            ServerHello(
+                service=service.name,
+                methods=[method.entry for method in self.methods],
+                max_frame_size=self.max_frame_size,
+            )
+        )
+        self.counts = CallCounts()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.overload_text = (
+            f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
+        )
+        self._bound = bound
+        self._allow = allow or bound.rule
+        self._accepting = Accepting(bound.address.text)
+        self._sessions: set[Session] = set()
+        self._by_uid: dict[int, int] = {}
+        self._by_method: dict[str, int] = {}
+        self._connections_total = 0
+        self._connections_refused = 0
+        self._started_at = monotonic()
+        self._is_listening = False
+        self._is_stopping = False
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Event = asyncio.Event()
+        self._closed: asyncio.Event = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        """The address in words."""
+        return self._bound.address.text
+
+    @property
+    def connection_count(self) -> int:
+        """Connections open now."""
+        return len(self._sessions)
+
+    async def start(self) -> None:
+        """Begin to accept.
+
+        Raises:
+            LocalProtocolError: It was started before.
+        """
+        if self._is_listening or self._is_stopping:
+            raise LocalProtocolError("server was started before: make a new one")
+        self._is_listening = True
+        self._started_at = monotonic()
+        self.loop.add_reader(self._bound.sock.fileno(), self._on_acceptable)
+        _live.add(self)
+        logger.info("serving %s on %s", self.service.name, self.address)
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has stopped."""
+        await self._closed.wait()
+
+    async def shutdown(self, grace: float | None = None) -> None:
+        """Stop: nobody new, a farewell to everybody, `grace` seconds for what runs, then the end. Safe to repeat.
+
+        Args:
+            grace: Seconds, instead of the settings'; 0 cancels what runs at once.
+        """
+        if self._is_stopping:
+            if grace == 0:
+                self._abort("the service was stopped")
+            await self._closed.wait()
+            return
+        self._is_stopping = True
+        try:
+            self._stop_accepting()
+            for session in list(self._sessions):
+                session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down")
+            seconds = self.settings.grace if grace is None else grace
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wait_idle()
+            self._abort(f"{self.service.name} stopped before the call was done")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):  # cancelled handlers get a moment for their own cleaning up
+                    await self._wait_idle()
+        finally:
+            for session in list(self._sessions):
+                session.close()
+            stuck = self.workers.close()
+            if self.admission.running_count:
+                logger.warning("%s left %d handlers behind that did not end", self.service.name, stuck)
+            self._bound.close()
+            self._closed.set()
+            _live.discard(self)
+            logger.info("%s on %s stopped", self.service.name, self.address)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    # --- accepting -------------------------------------------------------------------------------------
+
+    def _on_acceptable(self) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                accepted = self._accept()
+            except OSError as error:
+                self._rest(error)
+                return
+            if accepted is None:
+                return
+            self._accepting.succeeded()
+            self._welcome(accepted)
+
+    def _accept(self) -> Accepted | None:
+        return accept_peer(self._bound.sock, self._allow, "stream")
+
+    def _rest(self, error: OSError) -> None:
+        """Descriptors or memory ran out: look away for a while instead of spinning."""
+        decision = self._accepting.failed(error.errno, monotonic())
+        if decision.log:
+            logger.warning("%s: %s", self.service.name, decision.log)
+        if decision.is_fatal:
+            logger.error("%s cannot accept on %s any more: %s", self.service.name, self.address, error)
+        elif not self._accepting.is_resting:
+            return
+        self.loop.remove_reader(self._bound.sock.fileno())
+        if not decision.is_fatal:
+            self._rest_timer = self.loop.call_at(self._accepting.rest_until, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+            if not self._is_stopping:
+                self.loop.add_reader(self._bound.sock.fileno(), self._on_acceptable)
+
+    def _welcome(self, accepted: Accepted) -> None:
+        sock, peer, reason = accepted
+        refusal = self._refusal(peer, reason)
+        if refusal is not None:
+            self._send_away(sock, peer, *refusal)
+            return
+        self._connections_total += 1
+        self._by_uid[peer.uid] = self._by_uid.get(peer.uid, 0) + 1
+        self._sessions.add(Session(self, sock, peer))
+
+    def _refusal(self, peer: Peer, reason: str | None) -> tuple[str, str] | None:
+        """Return the code and the reason why a peer is not served, or None."""
+        if self._is_stopping:
+            return GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down"
+        if reason is not None:
+            return GoawayCode.REFUSED, f"{self.service.name}: {reason}"
+        settings = self.settings
+        if len(self._sessions) >= settings.max_connections:
+            return GoawayCode.LIMIT, f"{self.service.name} has {settings.max_connections} connections, its most"
+        if self._by_uid.get(peer.uid, 0) >= settings.max_connections_per_uid:
+            most = settings.max_connections_per_uid
+            return GoawayCode.LIMIT, f"uid {peer.uid} has {most} connections to {self.service.name}, its most"
+        return None
+
+    def _send_away(self, sock: socket.socket, peer: Peer, code: str, reason: str) -> None:
+        """Tell a peer why it is not served; the farewell stays readable after the close."""
+        self._connections_refused += 1
+        if code != GoawayCode.SHUTDOWN:
+            logger.warning("refused %s: %s", peer.describe(), reason)
+        with contextlib.suppress(OSError):
+            sock.send(encode_farewell(code, reason), getattr(socket, "MSG_NOSIGNAL", 0))
+        peer.close()
+        sock.close()
+
+    def _stop_accepting(self) -> None:
+        """Unlink the name, then send away whoever was already in the backlog."""
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+        if self._is_listening:
+            self.loop.remove_reader(self._bound.sock.fileno())
+        self._bound.unlink()
+        if not self._is_listening or self._bound.is_inherited:
+            return  # a lent socket lives on in whoever lent it: its backlog is for the next server
+        with contextlib.suppress(OSError):
+            while (accepted := self._accept()) is not None:
+                self._welcome(accepted)
+        self._bound.close()  # and lets go of the lock: a successor may start while the last calls end
+
+    def forget_in_child(self) -> None:
+        """In a forked child: close what belongs to the parent.
+
+        A listening socket that a child kept open would look alive after the parent's death, and a connection kept
+        open would hide that death from its client.
+        """
+        if not self._closed.is_set():
+            self._bound.abandon()
+            for session in self._sessions:
+                session.abandon()
+
+    # --- what sessions use -----------------------------------------------------------------------------
+
+    def forget(self, session: Session) -> None:
+        """Take a closed session off the books."""
+        self._sessions.discard(session)
+        uid = session.peer.uid
+        left = self._by_uid[uid] - 1
+        if left:
+            self._by_uid[uid] = left
+        else:
+            del self._by_uid[uid]
+        if self._accepting.descriptor_returned():
+            self._accept_again()
+        self._check_idle()
+
+    def release_slot(self) -> None:
+        """Give a slot back and run what waits for it."""
+        self.admission.finish()
+        self.start_waiting()
+        self._check_idle()
+
+    def start_waiting(self) -> None:
+        """Run waiting calls while there are slots."""
+        while (call := self.admission.next()) is not None:
+            running: RunningCall = call
+            running.session.start(running)
+
+    def count_answer(self, method: str) -> None:
+        """Count a call that was answered with its result."""
+        self.counts.finished += 1
+        self._by_method[method] = self._by_method.get(method, 0) + 1
+
+    def count_failure(self) -> None:
+        """Count a call that was answered with an error."""
+        self.counts.finished += 1
+        self.counts.failed += 1
+
+    # --- ending ----------------------------------------------------------------------------------------
+
+    def _check_idle(self) -> None:
+        if self._is_stopping and not self._sessions and not self.admission.running_count:
+            self._idle.set()
+
+    async def _wait_idle(self) -> None:
+        self._check_idle()
+        await self._idle.wait()
+
+    def _abort(self, reason: str) -> None:
+        for session in list(self._sessions):
+            session.abort_calls(reason)
+
+    # --- the methods of every service ------------------------------------------------------------------
+
+    def _own_methods(self) -> list[Method]:
+        def describe() -> ServiceDescription:
+            """Return the methods of the service, their parameters, results and errors, with JSON Schemas."""
+            return describe_service(self.service)
+
+        def health() -> Health:
+            """Return whether the service takes calls."""
+            status = "draining" if self._is_stopping else "ok"
+            return Health(status, self.service.name, os.getpid(), monotonic() - self._started_at)
+
+        def stats() -> Stats:
+            """Return what the service does now and has done since its start."""
+            return self.stats()
+
+        handlers: dict[str, Any] = {"hostline.describe": describe, "hostline.health": health, "hostline.stats": stats}
+        return [Method(f, name=name, inline=True, idempotent=True) for name, f in handlers.items()]
+
+    def stats(self) -> Stats:
+        """Return what the service does now and has done since its start."""
+        counts = self.counts
+        counts.running = self.admission.running_count
+        counts.waiting = self.admission.waiting_count
+        return Stats(
+            service=self.service.name,
+            pid=os.getpid(),
+            uptime=monotonic() - self._started_at,
+            connections=len(self._sessions),
+            connections_total=self._connections_total,
+            connections_refused=self._connections_refused,
+            calls=counts,
+            methods=dict(self._by_method),
+        )
+
+
+_live: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for server in list(_live):
+        server.forget_in_child()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,203 @@
+"""A service that can be served: the declaration of rpc/service.py with `serve` and `run`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import Any, Self
+
+from hostline.aio.server import Server, ServerSettings
+from hostline.limits import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_GRACE,
+    DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_QUEUE,
+    DEFAULT_THREADS,
+)
+from hostline.rpc.service import ServiceBase
+from hostline.unix.address import Address, parse_address
+from hostline.unix.credentials import Peers
+from hostline.unix.listening import listening_socket
+
+__all__ = ["Service", "Serving"]
+
+
+class Serving:
+    """A server about to start: await it, or use it as an async context manager."""
+
+    def __init__(self, make: Callable[[], Server]) -> None:
+        self._make = make
+        self._server: Server | None = None
+
+    async def _start(self) -> Server:
+        self._server = self._make()
+        await self._server.start()
+        return self._server
+
+    def __await__(self) -> Generator[Any, None, Server]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Server:
+        return await self._start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            await self._server.shutdown()
+
+
+class Service(ServiceBase):
+    """A named set of methods, served on a Unix socket.
+
+        payments = hostline.Service("payments")
+
+        @payments.method
+        def charge(order: Order) -> Receipt:
+            return Receipt(order.id, order.quantity * order.price)
+
+        payments.run()
+
+    Args:
+        name: The service's name, also its address unless another is given.
+        version: The service's own version, for `describe`.
+        doc: What it does, for `describe`.
+    """
+
+    def serve(
+        self,
+        address: str | os.PathLike[str] | Address | None = None,
+        *,
+        mode: int | None = None,
+        owner: int | str | None = None,
+        group: int | str | None = None,
+        backlog: int | None = None,
+        allow: Peers | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        queue: int = DEFAULT_QUEUE,
+        threads: int = DEFAULT_THREADS,
+        grace: float = DEFAULT_GRACE,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    ) -> Serving:
+        """Serve in the running event loop.
+
+            async with payments.serve("payments") as server:
+                await server.wait_closed()
+
+        Args:
+            address: Where; the service's name in the runtime directory when left out.
+            mode: Permission bits of the socket file, 0600 when left out.
+            owner: User name or id that owns the file; needs the right to give files away.
+            group: Group name or id of the file.
+            backlog: Connections the kernel queues before they are accepted.
+            allow: Who may connect, instead of what the mode says.
+            concurrency: Handlers that run at once.
+            queue: Calls that wait behind them; the next is answered `OverloadedError` at once.
+            threads: Worker threads for `def` handlers.
+            grace: Seconds that running calls get when the server stops.
+            max_frame_size: Largest payload of one frame, in bytes.
+
+        Raises:
+            AddressError: The address, or the mode for it, cannot be used. Raised when the server starts.
+            AddressInUseError: A live server holds the address.
+        """
+        settings = ServerSettings(concurrency, queue, threads, grace, max_frame_size)
+        where = parse_address(self.name if address is None else address)
+
+        def make() -> Server:
+            bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
+            try:
+                return Server(self, bound, allow=allow, settings=settings)
+            except BaseException:
+                bound.close()
+                raise
+
+        return Serving(make)
+
+    def run(
+        self,
+        address: str | os.PathLike[str] | Address | None = None,
+        *,
+        mode: int | None = None,
+        owner: int | str | None = None,
+        group: int | str | None = None,
+        backlog: int | None = None,
+        allow: Peers | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        queue: int = DEFAULT_QUEUE,
+        threads: int = DEFAULT_THREADS,
+        grace: float = DEFAULT_GRACE,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        on_start: Callable[[Server], None] | None = None,
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, finish what runs, and return.
+
+        A second signal ends what still runs at once. The arguments are those of `serve`, and:
+
+        Args:
+            address: As for `serve`, like everything not listed here.
+            mode: See `serve`.
+            owner: See `serve`.
+            group: See `serve`.
+            backlog: See `serve`.
+            allow: See `serve`.
+            concurrency: See `serve`.
+            queue: See `serve`.
+            threads: See `serve`.
+            grace: See `serve`.
+            max_frame_size: See `serve`.
+            loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
+            on_start: Called once the socket accepts connections.
+
+        Raises:
+            AddressError: The address, or the mode for it, cannot be used.
+            AddressInUseError: A live server holds the address.
+        """
+        serving = self.serve(
+            address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
+            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size,
+        )  # fmt: skip
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_run(serving, on_start))
+
+
+async def _run(serving: Serving, on_start: Callable[[Server], None] | None) -> None:
+    server = await serving
+    with _StopSignals(server):
+        if on_start is not None:
+            on_start(server)
+        await server.wait_closed()
+
+
+class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
+    """Turn SIGTERM and SIGINT into a shutdown; the second one ends what still runs."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._is_main:  # elsewhere Python delivers no signals: the program around decides when to stop
+            for number in self._SIGNALS:
+                self._server.loop.add_signal_handler(number, self._stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._is_main:
+            for number in self._SIGNALS:
+                self._server.loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        grace = 0.0 if self._tasks else None
+        self._tasks.append(self._server.loop.create_task(self._server.shutdown(grace)))

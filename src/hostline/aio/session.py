@@ -1,0 +1,536 @@
+"""One client's connection at the server: bytes in, calls out to handlers, answers back, all on the loop.
+
+The state machine (protocol/connection.py) says what the bytes mean, the server's admission which calls run. This
+module waits, reads, writes and obeys. A session stops reading while its peer has too many calls open or leaves too
+many answers unread, so that a flood stays in the flooder's own socket buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from hostline.clock import NEVER, Deadline, monotonic
+from hostline.errors import (
+    CallError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    InvalidResultError,
+    RemoteProtocolError,
+)
+from hostline.limits import (
+    FRAME_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    HIGH_WATER,
+    LOW_WATER,
+    MAX_CALLS_PER_CONNECTION,
+    READ_SIZE,
+    SLOW_READER_TIMEOUT,
+)
+from hostline.protocol.admission import Verdict
+from hostline.protocol.connection import ServerConnection
+from hostline.rpc.context import Context
+from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
+from hostline.rpc.service import Execution, Method
+from hostline.unix.credentials import Peer
+from hostline.wire.codec import ErrorCode, GoawayCode, encode_reply, split_call
+from hostline.wire.frame import Frame, Kind
+
+if TYPE_CHECKING:
+    from hostline.aio.server import Server
+
+__all__ = ["RunningCall", "Session"]
+
+# Never end the process with SIGPIPE, whatever the program did to that signal.
+_SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_CALL: Final = int(Kind.CALL)
+
+# The most buffers that one sendmsg takes (IOV_MAX).
+_MAX_BUFFERS: Final = 1024
+
+# Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
+_PAUSED_CHECK: Final = 0.25
+
+
+class RunningCall:
+    """Hold one call from its arrival to its end."""
+
+    __slots__ = (
+        "call_id",
+        "context",
+        "deadline",
+        "is_ended",
+        "is_named",
+        "method",
+        "payload",
+        "session",
+        "task",
+        "timer",
+    )
+
+    def __init__(
+        self, session: Session, call_id: int, method: Method, payload: bytes, is_named: bool, deadline: Deadline
+    ) -> None:
+        self.session = session
+        self.call_id = call_id
+        self.method = method
+        self.payload = payload
+        self.is_named = is_named
+        self.deadline = deadline
+        self.context: Context | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_ended = False
+
+
+class Session:
+    """Serve one connection.
+
+    Args:
+        server: What it belongs to.
+        sock: The accepted socket, non-blocking; the session owns and closes it.
+        peer: Who connected.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_check_timer",
+        "_fd",
+        "_frame_timer",
+        "_handshake_timer",
+        "_is_closed",
+        "_is_draining",
+        "_is_flushing",
+        "_is_held",
+        "_is_paused",
+        "_is_writing",
+        "_kept",
+        "_loop",
+        "_protocol",
+        "_server",
+        "_slow_timer",
+        "_sock",
+        "_unsent",
+        "_unsent_size",
+        "peer",
+    )
+
+    def __init__(self, server: Server, sock: socket.socket, peer: Peer) -> None:
+        self.peer = peer
+        self._server = server
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = server.loop
+        self._protocol = ServerConnection(server.hello, server.max_frame_size)
+        self._calls: dict[int, RunningCall] = {}
+        self._kept: list[Frame] = []  # read while there was too much open, and not taken yet
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_size = 0
+        self._is_closed = False
+        self._is_draining = False
+        self._is_flushing = False
+        self._is_held = False
+        self._is_paused = False
+        self._is_writing = False
+        self._frame_timer: asyncio.TimerHandle | None = None
+        self._slow_timer: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
+        self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(
+            HANDSHAKE_TIMEOUT, self._time_out, f"no hello within {HANDSHAKE_TIMEOUT} seconds"
+        )
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    @property
+    def call_count(self) -> int:
+        """Calls that run or wait."""
+        return len(self._calls)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        if not data:
+            self.close()
+            return
+        try:
+            frames = self._protocol.receive_data(data)
+        except RemoteProtocolError as error:
+            self._violate(error)
+            return
+        if self._handshake_timer is not None and self._protocol.client is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+        if self._frame_timer is not None or self._protocol.is_partial:
+            self._watch_frame(bool(frames))
+        if frames:
+            self._take(frames)
+        self.flush()
+
+    def _watch_frame(self, has_progress: bool) -> None:
+        """Keep a timer while a frame has begun and is not complete."""
+        timer = self._frame_timer
+        is_partial = self._protocol.is_partial
+        if timer is not None and (has_progress or not is_partial):
+            timer.cancel()
+            self._frame_timer = timer = None
+        if is_partial and timer is None:
+            text = f"a frame was not complete within {FRAME_TIMEOUT} seconds"
+            self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self._time_out, text)
+
+    def _take(self, frames: list[Frame]) -> None:
+        """Take calls and cancellations in order until the peer has as much open as it may; the rest is kept."""
+        for index, frame in enumerate(frames):
+            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._unsent_size > HIGH_WATER:
+                self._kept = frames[index:]
+                self._pause()
+                return
+            if frame.kind == _CALL:
+                self._on_call(frame)
+            else:
+                self._cancel(frame.call_id)
+            if self._is_closed:
+                return
+
+    def _pause(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self._loop.remove_reader(self._fd)
+            self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
+
+    def _resume(self) -> None:
+        """Read on, if there is room again and the events already read are taken."""
+        if not self._is_paused or self._is_closed:
+            return
+        if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._unsent_size > LOW_WATER:
+            return
+        self._is_paused = False
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+            self._check_timer = None
+        frames, self._kept = self._kept, []
+        self._take(frames)
+        if not self._is_paused and not self._is_closed:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _check_paused(self) -> None:
+        """See whether a peer that is not being read has gone; if so its calls are cancelled."""
+        poller = select.poll()
+        poller.register(self._fd, 0)  # POLLHUP is reported without being asked for
+        if poller.poll(0):
+            self.close()
+        else:
+            self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
+
+    # --- calls ---------------------------------------------------------------------------------------
+
+    def _on_call(self, frame: Frame) -> None:
+        call_id = frame.call_id
+        methods = self._server.methods
+        if frame.method >= len(methods):
+            self.fail(
+                call_id,
+                ErrorCode.NOT_FOUND,
+                f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}",
+            )
+            return
+        method = methods[frame.method]
+        try:
+            time_left, payload, is_named = split_call(frame)
+        except RemoteProtocolError as error:
+            self._violate(error)
+            return
+        if method.allow is not None and (reason := method.allow.refusal(self.peer)) is not None:
+            self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
+            return
+        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
+        if method.execution is Execution.INLINE:
+            self._run_inline(method, call_id, payload, is_named, deadline)
+            return
+        call = RunningCall(self, call_id, method, payload, is_named, deadline)
+        verdict = self._server.admission.arrive(self, call_id, call)
+        if verdict is Verdict.OVERLOADED:
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.overload_text)
+            return
+        self._calls[call_id] = call
+        if time_left is not None:
+            call.timer = self._loop.call_later(time_left, self._expire, call)
+        if verdict is Verdict.RUN:
+            self.start(call)
+
+    def start(self, call: RunningCall) -> None:
+        """Run a call that has its slot."""
+        call.context = Context(self.peer, call.method.name, call.call_id, call.deadline)
+        try:
+            invocation = bind(call.method, call.payload, call.is_named, call.context)
+        except InvalidArgumentError as error:
+            self._end(call)
+            self.fail(call.call_id, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
+            self._server.release_slot()
+            return
+        call.payload = b""
+        if call.method.execution is Execution.TASK:
+            call.task = self._loop.create_task(invocation.run())
+            call.task.add_done_callback(partial(self._task_done, call))
+        else:
+            self._server.workers.submit(partial(self._run_in_worker, call, invocation))
+
+    def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
+        """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
+        context = Context(self.peer, method.name, call_id, deadline) if method.context_name else None
+        try:
+            invocation = bind(method, payload, is_named, context)
+        except InvalidArgumentError as error:
+            self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
+            return
+        try:
+            result = invocation.run()
+        except Exception as error:
+            self._answer_failure(method, call_id, error)
+        else:
+            self._answer(method, call_id, result)
+
+    def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
+        """Run a `def` handler; in a worker thread."""
+        result: Any = None
+        failure: BaseException | None = None
+        if not call.is_ended:
+            try:
+                result = invocation.run()
+            except BaseException as error:  # SystemExit in a handler must not end a worker silently
+                failure = error
+        try:
+            self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
+        except RuntimeError:
+            return  # the loop is closed: the grace time is over and nobody waits
+
+    def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        self._finish(call, result, failure)
+        self._server.release_slot()
+
+    def _task_done(self, call: RunningCall, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._finish(call, None, asyncio.CancelledError())
+        else:
+            failure = task.exception()
+            self._finish(call, None if failure else task.result(), failure)
+        self._server.release_slot()
+
+    def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        if call.is_ended:
+            return
+        self._end(call)
+        if isinstance(failure, asyncio.CancelledError):
+            self.fail(call.call_id, ErrorCode.CANCELLED, f"{call.method.name} was cancelled by the service")
+        elif failure is not None:
+            self._answer_failure(call.method, call.call_id, failure)
+        else:
+            self._answer(call.method, call.call_id, result)
+        self._flush_soon()
+
+    def _answer(self, method: Method, call_id: int, result: Any) -> None:
+        try:
+            reply = encode_reply(call_id, result, self._protocol.max_reply_size)
+        except InvalidResultError as error:
+            self._answer_failure(method, call_id, error)
+            return
+        self._server.count_answer(method.name)
+        self._protocol.reply(call_id, reply)
+        if len(reply) > LOW_WATER:
+            self.flush()  # so that the unsent size is known before the next event is taken
+
+    def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
+        refusal = describe_failure(self._server.service.name, method, error, self.peer, call_id)
+        self.fail(call_id, refusal.code, refusal.message, refusal.name)
+
+    def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
+        """Answer a call with an error."""
+        self._server.count_failure()
+        self._protocol.fail(call_id, code, name, message)
+        self._flush_soon()
+
+    def _expire(self, call: RunningCall) -> None:
+        """The caller's deadline has passed: free it now, and tell the handler."""
+        self._abort(call, ErrorCode.DEADLINE, DeadlineExceededError(f"deadline of {call.method.name} passed"))
+
+    def _cancel(self, call_id: int) -> None:
+        call = self._calls.get(call_id)
+        if call is not None:
+            self._server.counts.cancelled += 1
+            self._abort(call, ErrorCode.CANCELLED, None)
+
+    def _abort(self, call: RunningCall, code: str, reason: CallError | None) -> None:
+        self._end(call)
+        self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
+        self._stop(call, reason)
+
+    def _stop(self, call: RunningCall, reason: CallError | None) -> None:
+        """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""
+        if self._server.admission.withdraw(self, call.call_id) is not None:
+            return
+        if call.context is not None:
+            call.context.end(reason)
+        if call.task is not None:
+            call.task.cancel()
+
+    def _end(self, call: RunningCall) -> None:
+        """Take a call off the books: from here on nothing it does is answered."""
+        call.is_ended = True
+        self._calls.pop(call.call_id, None)
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        """Write at the end of this turn of the loop, so that answers that come together leave together."""
+        if not self._is_flushing and not self._is_closed:
+            self._is_flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what can be written now, and wait for room for the rest."""
+        self._is_flushing = False
+        if self._is_closed:
+            return
+        buffers = self._protocol.data_to_send()
+        if len(buffers) == 1 and not self._unsent:
+            buffers = self._send_at_once(buffers[0])
+        for buffer in buffers:
+            self._unsent.append(memoryview(buffer))
+            self._unsent_size += len(buffer)
+        if self._unsent and not self._is_writing:
+            self._write()
+        if self._is_paused or self._is_held or self._is_draining or self._unsent_size > HIGH_WATER:
+            self._regulate()
+
+    def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
+        """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
+        try:
+            sent = self._sock.send(buffer, _SEND_FLAGS)
+        except OSError:
+            return [buffer]  # the ordinary way deals with it
+        return [] if sent == len(buffer) else [buffer[sent:]]
+
+    def _on_writable(self) -> None:
+        self._write()
+        self._regulate()
+
+    def _write(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent:
+                if len(unsent) == 1:
+                    sent = self._sock.send(unsent[0], _SEND_FLAGS)
+                else:
+                    sent = self._sock.sendmsg(
+                        [unsent[i] for i in range(min(len(unsent), _MAX_BUFFERS))], [], _SEND_FLAGS
+                    )
+                self._unsent_size -= sent
+                while sent:
+                    if sent >= len(unsent[0]):
+                        sent -= len(unsent.popleft())
+                    else:
+                        unsent[0] = unsent[0][sent:]
+                        sent = 0
+        except (BlockingIOError, InterruptedError):
+            if not self._is_writing:
+                self._is_writing = True
+                self._loop.add_writer(self._fd, self._on_writable)
+            return
+        except OSError:
+            self.close()
+            return
+        if self._is_writing:
+            self._is_writing = False
+            self._loop.remove_writer(self._fd)
+
+    def _regulate(self) -> None:
+        """Hold or resume this peer's calls by how much it leaves unread, and close when it is drained."""
+        if self._is_closed:
+            return
+        if self._unsent_size > HIGH_WATER:
+            if not self._is_held:
+                self._is_held = True
+                self._server.admission.hold(self)
+                text = f"answers were left unread for {SLOW_READER_TIMEOUT} seconds"
+                self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
+        elif self._is_held and self._unsent_size <= LOW_WATER:
+            self._is_held = False
+            if self._slow_timer is not None:
+                self._slow_timer.cancel()
+                self._slow_timer = None
+            self._server.admission.resume(self)
+            self._server.start_waiting()
+        if self._is_paused:
+            self._resume()
+        if self._is_draining and not self._calls and not self._unsent and not self._kept:
+            self.close()
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def drain(self, code: str, reason: str) -> None:
+        """Say goodbye, finish what runs, then close."""
+        if not self._is_closed and not self._is_draining:
+            self._is_draining = True
+            self._protocol.go_away(code, reason)
+            self.flush()
+
+    def abort_calls(self, reason: str) -> None:
+        """Answer every open call with an error and tell its handler to end."""
+        for call in list(self._calls.values()):
+            self._abort(call, ErrorCode.UNAVAILABLE, CallError(reason))
+        self.flush()
+
+    def _violate(self, error: RemoteProtocolError) -> None:
+        logger.warning("%s broke the protocol: %s", self.peer.describe(), error)
+        self._say_last(GoawayCode.PROTOCOL, str(error))
+
+    def _time_out(self, reason: str) -> None:
+        logger.warning("%s was cut off: %s", self.peer.describe(), reason)
+        self._say_last(GoawayCode.TIMEOUT, reason)
+
+    def _say_last(self, code: str, reason: str) -> None:
+        """Send a farewell if it fits into the socket's buffer, then close."""
+        self._protocol.go_away(code, reason)
+        self.flush()
+        self.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the copy of the socket and touch nothing else."""
+        self._is_closed = True
+        self._sock.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that are open are cancelled. Safe to repeat."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if not self._is_paused:
+            self._loop.remove_reader(self._fd)
+        if self._is_writing:
+            self._loop.remove_writer(self._fd)
+        for timer in (self._handshake_timer, self._frame_timer, self._slow_timer, self._check_timer):
+            if timer is not None:
+                timer.cancel()
+        self._kept.clear()
+        self._unsent.clear()
+        for call in list(self._calls.values()):
+            self._end(call)
+            self._stop(call, None)
+        self._server.admission.withdraw_all(self)
+        self.peer.close()
+        self._sock.close()
+        self._server.forget(self)

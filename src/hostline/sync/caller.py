@@ -1,0 +1,185 @@
+"""One connection of the blocking client: connect, check the server, be greeted, make calls one at a time.
+
+Reads in the caller's own thread; a second thread waits for a connection of its own (client.py). After a timeout or a
+broken connection it is of no more use.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+from typing import Any, Final
+
+from hostline.clock import Deadline
+from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
+from hostline.limits import READ_SIZE
+from hostline.protocol.connection import Answer, ClientConnection
+from hostline.rpc.calling import (
+    BrokenCallError,
+    LineSettings,
+    deadline_error,
+    farewell_error,
+    program_name,
+    wire_time,
+)
+from hostline.unix.credentials import Peer
+from hostline.unix.sockets import check_server, connect_blocking
+from hostline.wire.frame import Frame
+
+__all__ = ["Caller"]
+
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class Caller:
+    """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread."""
+
+    __slots__ = ("_poll_in", "_sock", "peer", "protocol")
+
+    def __init__(self, settings: LineSettings, deadline: Deadline) -> None:
+        """Connect, check the server, and be greeted.
+
+        Raises:
+            SocketError: The server cannot be reached.
+            PeerRefusedError: The server is not who it should be, or does not admit us.
+            UnavailableError: The server is leaving.
+            RemoteProtocolError: It does not speak this protocol.
+        """
+        self._sock = connect_blocking(settings.address, "stream", deadline)
+        try:
+            self.peer: Peer = check_server(self._sock, settings.server, settings.address, "stream")
+            poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+            self._poll_in = poll.poll
+            self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+            self._greet(settings, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, settings: LineSettings, deadline: Deadline) -> None:
+        where = settings.address.text
+        try:
+            for data in self.protocol.data_to_send():
+                self._send(data, deadline)
+        except BrokenCallError:
+            pass  # a server that refuses us may have closed already; its reason is still there to be read
+        try:
+            while self.protocol.hello is None:
+                self._receive(deadline)
+                if self.protocol.farewell is not None:
+                    raise farewell_error(self.protocol.farewell)
+        except BrokenCallError as error:
+            raise UnavailableError(f"server at {where} closed the connection before its hello", True) from error
+        except TimeoutError:
+            reason = f"connected, but no hello within {settings.connect_timeout:g} seconds"
+            raise SocketTimeoutError("connect", "stream", where, None, reason) from None
+
+    def call(
+        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
+    ) -> Frame:
+        """Make one call and return the frame that answers it.
+
+        Raises:
+            BrokenCallError: The connection ended first.
+            DeadlineExceededError: The deadline passed first; the connection is dirty.
+        """
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True)
+        is_whole = False
+        try:
+            self._send(frame, deadline)
+            is_whole = True
+            while True:
+                answers = self._receive(deadline)
+                if answers:
+                    return answers[0][1]
+        except BrokenCallError as error:
+            # What the server said before it went can still be read: its farewell may rule the call out.
+            answers = self._read_rest()
+            if answers:
+                return answers[0][1]
+            error.was_sent = error.was_sent or is_whole
+            error.is_ruled_out = self.protocol.was_not_run(call_id)
+            raise
+        except TimeoutError:
+            if is_whole:
+                self._send_best(self.protocol.cancel(call_id))
+            raise deadline_error(method, seconds) from None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another call may be made here."""
+        protocol = self.protocol
+        return protocol.is_usable and not protocol.in_flight and not protocol.is_partial
+
+    def _send(self, data: bytes | bytearray | memoryview, deadline: Deadline) -> None:
+        """Send all of `data`; BrokenCallError tells whether any of it left, TimeoutError that the deadline passed."""
+        rest: bytes | bytearray | memoryview = data
+        poll: select.poll | None = None
+        while True:
+            try:
+                sent = self._sock.send(rest, _SEND_FLAGS)
+                if sent == len(rest):
+                    return
+                rest = memoryview(rest)[sent:]
+            except BlockingIOError:
+                if poll is None:
+                    poll = select.poll()
+                    poll.register(self._sock.fileno(), select.POLLOUT)
+                if not poll.poll(_milliseconds(deadline)) and deadline.has_passed():
+                    raise TimeoutError from None
+            except OSError as error:
+                raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
+
+    def _receive(self, deadline: Deadline) -> list[Answer]:
+        """Wait for bytes and return the answers they complete."""
+        if not self._poll_in(_milliseconds(deadline)) and deadline.has_passed():
+            raise TimeoutError
+        try:
+            data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+        if not data:
+            raise BrokenCallError("the server closed the connection", was_sent=True)
+        answers = self.protocol.receive_data(data)
+        for reply in self.protocol.data_to_send():
+            self._send(reply, deadline)
+        return answers
+
+    def _read_rest(self) -> list[Answer]:
+        """Read what is left after the other side closed."""
+        answers: list[Answer] = []
+        try:
+            while data := self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT):
+                answers += self.protocol.receive_data(data)
+        except (OSError, RemoteProtocolError):
+            pass  # nothing more can be known
+        return answers
+
+    def _send_best(self, data: bytes) -> None:
+        try:
+            self._sock.send(data, _SEND_FLAGS)
+        except OSError:
+            pass  # the close that follows tells the server as well
+
+    def interrupt(self) -> None:
+        """Wake whoever waits on this connection, from another thread."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+
+    def close(self) -> None:
+        """Close the socket; the server cancels what was in flight."""
+        self._sock.close()
+
+
+def _milliseconds(deadline: Deadline) -> int | None:
+    left = deadline.remaining()
+    if left == math.inf:
+        return None
+    # Rounded up, so that a wait never ends just before its deadline and goes round again; bounded for poll(2).
+    return min(int(left * 1000) + 1, 0x7FFF_FFFF)

@@ -1,0 +1,372 @@
+"""The blocking client: a pool of connections, each with one call at a time, read in the caller's own thread.
+
+No helper thread and no hand-off stand between the call and the socket. What may be pooled, repeated or waited for is
+decided below (protocol/pooling.py, protocol/retry.py); this module holds the lock, waits and obeys.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, overload
+
+from hostline.clock import Deadline, monotonic
+from hostline.errors import (
+    AddressNotFoundError,
+    ClosedError,
+    ConnectRefusedError,
+    DeadlineExceededError,
+    UnavailableError,
+)
+from hostline.limits import (
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_MAX_FRAME_SIZE,
+    POOL_IDLE_LIFETIME,
+    POOL_MAX_SIZE,
+    POOL_MIN_SIZE,
+    RECONNECT_TIMEOUT,
+)
+from hostline.protocol.pooling import Pool, PoolSettings
+from hostline.protocol.retry import Backoff
+from hostline.rpc.calling import (
+    BrokenCallError,
+    LineSettings,
+    Repeats,
+    deadline_error,
+    read_answer,
+)
+from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
+from hostline.sync.caller import Caller
+from hostline.sync.interface import Interface
+from hostline.unix.address import Address
+from hostline.unix.credentials import Peers
+
+__all__ = ["Line", "connect"]
+
+T = TypeVar("T")
+
+# What a server that is about to come back looks like to somebody who tries to reach it.
+_ABSENT: Final = (AddressNotFoundError, ConnectRefusedError, UnavailableError)
+
+
+class Line:
+    """A line to one service, for blocking code; usable from many threads and after a fork.
+
+    Args:
+        settings: Where to and how.
+        pool: Bounds of the connection pool.
+    """
+
+    def __init__(self, settings: LineSettings, pool: PoolSettings) -> None:
+        self._settings = settings
+        self._pool_settings = pool
+        self._is_closed = False
+        self._reset()
+        _lines.add(self)
+
+    def _reset(self) -> None:
+        self._pool: Pool[Caller] = Pool(self._pool_settings)
+        self._open: set[Caller] = set()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting_count = 0
+
+    # --- calls -----------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        idempotent: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        """Call a method and return its result.
+
+        Args:
+            method: The method's name.
+            *args: Its arguments by position.
+            returns: The type of the result: msgspec structs, dataclasses, unions, ... Plain values when left out.
+            timeout: Seconds until the caller stops waiting and the handler is told; the line's own when left
+                out, `math.inf` for no limit.
+            raises: Exception classes that arrive as themselves when the handler declares and raises them.
+            idempotent: Whether repeating the call does no harm, beside what the service declares.
+            **keywords: Its arguments by name; for one named like an option here, use `invoke`.
+
+        Raises:
+            CallError: The call failed; see its subclasses.
+            SocketError: The server could not be reached.
+        """
+        return self.invoke(
+            method, args, keywords, returns=returns, timeout=timeout, raises=raises, idempotent=idempotent
+        )
+
+    def invoke(
+        self,
+        method: str,
+        args: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        idempotent: bool = False,
+    ) -> Any:
+        """Call a method with its arguments given as a tuple and a dict; otherwise as `call`."""
+        seconds, deadline = self._settings.deadline(timeout)
+        repeats = Repeats(method, idempotent)
+        while True:
+            connection = self._acquire(method, seconds, deadline)
+            try:
+                frame = connection.call(method, args, keywords, seconds, deadline)
+            except BrokenCallError as error:
+                if self._is_closed:
+                    raise ClosedError(f"{method}: the line was closed") from error
+                repeats.broke(error, connection.protocol)
+                continue
+            finally:
+                self._release(connection)
+            return read_answer(frame, returns, raises)
+
+    # --- the pool --------------------------------------------------------------------------------------
+
+    def _acquire(self, method: str, seconds: float, deadline: Deadline) -> Caller:
+        with self._lock:
+            while True:
+                if self._is_closed:
+                    raise ClosedError(f"{method}: the line is closed")
+                connection = self._pool.acquire()
+                if connection is not None:
+                    return connection
+                if self._pool.may_open():
+                    break
+                left = deadline.remaining()
+                self._waiting_count += 1
+                try:
+                    has_changed = self._changed.wait(None if left == math.inf else left)
+                finally:
+                    self._waiting_count -= 1
+                if not has_changed and deadline.has_passed():
+                    busy = f"all {self._pool_settings.max_size} connections of the pool were busy"
+                    raise deadline_error(method, seconds, busy)
+        try:
+            return self._add(self._reopen(deadline))
+        except BaseException as error:
+            with self._lock:
+                self._pool.discard()
+                self._changed.notify()
+            if isinstance(error, TimeoutError) and not isinstance(error, DeadlineExceededError):
+                raise deadline_error(method, seconds, f"no connection ({error})") from error
+            raise
+
+    def _add(self, connection: Caller) -> Caller:
+        with self._lock:
+            if self._is_closed:
+                connection.close()
+                raise ClosedError("the line was closed")
+            self._open.add(connection)
+        return connection
+
+    def _release(self, connection: Caller) -> None:
+        with self._lock:
+            if connection.is_usable and not self._is_closed:
+                expired = self._pool.release(connection, monotonic())
+            else:
+                self._pool.discard()
+                expired = [connection]
+            if expired:
+                self._open.difference_update(expired)
+            if self._waiting_count:
+                self._changed.notify()
+        for old in expired:
+            old.close()
+
+    def _reopen(self, deadline: Deadline) -> Caller:
+        """Connect again, waiting for a server that restarts; the first error is raised when time is up."""
+        settings = self._settings
+        patience = Deadline.after(settings.reconnect_timeout).earlier(deadline)
+        return _open(settings, patience, deadline)
+
+    def open_first(self) -> Caller:
+        """Open the pool's minimum of connections, at least one, so that a wrong address is told at once."""
+        settings = self._settings
+        first: Caller | None = None
+        for _ in range(max(1, self._pool_settings.min_size)):
+            connection = _open(settings, Deadline.after(settings.wait), None)
+            with self._lock:
+                self._pool.may_open()
+                self._open.add(connection)
+                self._pool.release(connection, monotonic())
+            first = first or connection
+        if first is None:  # pragma: no cover - the range above is never empty
+            raise ClosedError("no connection was opened")
+        return first
+
+    # --- the end ---------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """The service's address in words."""
+        return self._settings.address.text
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    @property
+    def pool_size(self) -> int:
+        """Connections that are open or being opened."""
+        return self._pool.size
+
+    def close(self) -> None:
+        """Close every connection; calls in other threads end with `ClosedError`. Safe to repeat."""
+        with self._lock:
+            self._is_closed = True
+            idle = self._pool.drain()
+            self._open.difference_update(idle)
+            busy = list(self._open)
+            self._changed.notify_all()
+        for connection in idle:
+            connection.close()
+        for connection in busy:
+            connection.interrupt()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"{self._pool.size} open, {self._pool.idle_count} idle"
+        return f"<Line {self.address}: {state}>"
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the connections are the parent's; close the copies and begin with an empty pool."""
+        for connection in self._open:
+            connection.close()
+        self._reset()
+
+
+def _open(settings: LineSettings, patience: Deadline, deadline: Deadline | None) -> Caller:
+    """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
+    backoff = Backoff()
+    while True:
+        limit = Deadline.after(settings.connect_timeout)
+        try:
+            return Caller(settings, limit if deadline is None else limit.earlier(deadline))
+        except _ABSENT:
+            left = patience.remaining()
+            if left <= 0:
+                raise
+            time.sleep(min(backoff.pause(), left))
+
+
+@overload
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: None = None,
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    min_size: int = POOL_MIN_SIZE,
+    max_size: int = POOL_MAX_SIZE,
+    idle_lifetime: float = POOL_IDLE_LIFETIME,
+    timeout: float | None = None,
+) -> Line: ...
+
+
+@overload
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: Callable[..., T],
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    min_size: int = POOL_MIN_SIZE,
+    max_size: int = POOL_MAX_SIZE,
+    idle_lifetime: float = POOL_IDLE_LIFETIME,
+    timeout: float | None = None,
+) -> T: ...
+
+
+def connect(
+    address: str | os.PathLike[str] | Address,
+    interface: Any = None,
+    *,
+    server: Peers | None = None,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    wait: float = 0.0,
+    reconnect_timeout: float = RECONNECT_TIMEOUT,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    min_size: int = POOL_MIN_SIZE,
+    max_size: int = POOL_MAX_SIZE,
+    idle_lifetime: float = POOL_IDLE_LIFETIME,
+    timeout: float | None = None,
+) -> Any:
+    """Open a line to a service.
+
+    Args:
+        address: A bare name, a path or any other address of a stream socket.
+        interface: A class that describes the service's methods; an object of it is returned instead of a `Line`.
+        server: Who may run the server, checked before a byte is sent; own uid and root when left out.
+        connect_timeout: Seconds to connect, also through a full backlog, and to be greeted.
+        wait: Seconds to keep trying while nobody listens there yet.
+        reconnect_timeout: Seconds a call keeps trying to reach a server that went away, if its deadline allows.
+        max_frame_size: Largest payload of one frame taken, in bytes.
+        min_size: Connections that the pool keeps.
+        max_size: Connections at most; a further caller waits for one.
+        idle_lifetime: Seconds after which an unused connection above `min_size` is closed.
+        timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
+
+    Raises:
+        AddressError: The address is malformed.
+        SocketError: The server cannot be reached; the subclass says why.
+        PeerRefusedError: The server is run by somebody else, or does not admit this user.
+        MethodNotFoundError: The service lacks a method of the interface.
+        TypeError: The interface is not usable.
+    """
+    settings = LineSettings.of(
+        address, server=server, timeout=timeout, connect_timeout=connect_timeout, wait=wait,
+        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size,
+    )  # fmt: skip
+    methods = interface_methods(interface, Interface) if interface is not None else []
+    line = Line(settings, PoolSettings(min_size, max_size, idle_lifetime))
+    try:
+        hello = line.open_first().protocol.hello
+        if interface is None:
+            return line
+        if hello is not None:
+            check_interface(methods, [entry.name for entry in hello.methods], hello.service)
+        return bind_interface(interface, Interface, methods, line, None, is_async=False)
+    except BaseException:
+        line.close()
+        raise
+
+
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for line in list(_lines):
+        line.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

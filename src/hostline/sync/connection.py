@@ -1,0 +1,253 @@
+"""One connected stream or seqpacket socket for blocking code.
+
+Every method may be used by many threads at the same time, sending and receiving at once included. The twin of
+`aio/connection.py`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from hostline.clock import Deadline
+from hostline.errors import DescriptorError, EndOfStream, LocalProtocolError, SocketError
+from hostline.limits import READ_SIZE
+from hostline.sync.polling import READABLE, WRITABLE, Endpoint
+from hostline.unix.address import SocketType
+from hostline.unix.ancillary import Received, recv_message, send_message
+from hostline.unix.credentials import Peer
+from hostline.unix.descriptors import Fd, HasFileno, close_all
+from hostline.unix.oserrors import translate
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["Connection"]
+
+
+class Connection(Endpoint):
+    """Send and receive on one connected stream or seqpacket socket.
+
+    Made by `Listener.accept`, `connect_socket` and `socketpair`.
+
+    Attributes:
+        type: `stream` or `seqpacket`.
+        address: The server's address; empty for a socket pair.
+        peer: Who is on the other side.
+        max_fds: Descriptors that one message may bring.
+    """
+
+    __slots__ = ("_on_close", "_send_lock", "_torn", "max_fds", "peer")
+
+    _name: ClassVar[str] = "connection"
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        socket_type: SocketType,
+        address: str,
+        peer: Peer,
+        *,
+        max_fds: int = 0,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        """Take over a connected socket.
+
+        Args:
+            sock: The socket; it is this object's from now on.
+            socket_type: Its type.
+            address: How the server's address is written.
+            peer: Who is on the other side.
+            max_fds: Descriptors that one message may bring.
+            on_close: Called once when the descriptor was closed.
+        """
+        super().__init__(sock, socket_type, address, None)
+        # A call without a timeout then waits in the kernel, which takes one system call instead of three.
+        sock.setblocking(True)
+        self.peer = peer
+        self.max_fds = max_fds
+        self._on_close = on_close
+        self._send_lock = threading.Lock()
+        self._torn = ""
+
+    def send(self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
+        """Send all of the data: on seqpacket as one packet.
+
+        When a deadline cuts a stream off in the middle of the data, the other side cannot tell, so that every later
+        send is refused.
+
+        Args:
+            data: The bytes; none is legal, and on seqpacket an empty packet.
+            fds: Descriptors that go with the first byte; they stay the caller's.
+            timeout: Seconds until all must have been taken; None waits without limit.
+
+        Raises:
+            PeerGoneError: The other side has closed.
+            MessageTooLongError: The packet is larger than the kernel carries.
+            SocketTimeoutError: The other side did not take it in time.
+            DescriptorError: A descriptor cannot be sent, or the other side takes none.
+            LocalProtocolError: An earlier send was cut off in the middle.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        deadline = Deadline.after(timeout)
+        self._enter()
+        try:
+            if not self._send_lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+                raise translate(TimeoutError(), "send", self.type, self.address)
+            try:
+                self._send_all(data, fds, deadline)
+            finally:
+                self._send_lock.release()
+        finally:
+            self._leave()
+
+    def _send_all(self, data: ReadableBuffer, fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
+        if self._torn:
+            raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
+        rest = data
+        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
+        sent = 0
+        try:
+            while True:
+                if self._is_closed:
+                    raise self._closed()
+                try:
+                    sent += send_message(
+                        self._sock, (rest,), fds, flags=flags, socket_type=self.type, address=self.address
+                    )
+                except BlockingIOError:
+                    self._wait(WRITABLE, deadline, "send")
+                    continue
+                if sent >= size:
+                    return
+                rest = memoryview(data).cast("B")[sent:]
+                fds = ()
+        except SocketError as error:
+            if self._is_closed:
+                raise self._closed() from error
+            raise
+        finally:
+            if 0 < sent < size:
+                self._torn = f"{sent} of {size} bytes"
+
+    def recv(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
+        """Receive some bytes of a stream, or one packet.
+
+        Args:
+            max_size: Bytes at most; on seqpacket the largest packet that is taken.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            At least one byte of a stream; a packet may be empty.
+
+        Raises:
+            EndOfStream: The other side has ended cleanly.
+            PeerGoneError: The other side vanished.
+            SocketTimeoutError: Nothing came in time.
+            TruncatedError: The packet is longer than `max_size`; it is lost, the next one is intact.
+            DescriptorError: Descriptors came along, which only `recv_fds` takes; everything is closed.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        received = self._receive(max_size, timeout)
+        if received.fds:
+            close_all(received.fds)
+            self.close()
+            raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
+        return received.data
+
+    def recv_fds(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
+        """Receive some bytes of a stream, or one packet, with the descriptors that came along.
+
+        On a stream a read ends behind the bytes that descriptors came with.
+
+        Args:
+            max_size: Bytes at most; on seqpacket the largest packet that is taken.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            The bytes and the descriptors, which belong to the caller and are close-on-exec.
+
+        Raises:
+            EndOfStream: The other side has ended cleanly.
+            PeerGoneError: The other side vanished.
+            SocketTimeoutError: Nothing came in time.
+            TruncatedError: The packet is longer than `max_size`; it is lost, the next one is intact.
+            DescriptorError: More descriptors than `max_fds` came, or this process has no room; everything is closed.
+            ClosedError: This side was closed, perhaps while waiting.
+        """
+        data, fds, *_ = self._receive(max_size, timeout)
+        return data, fds
+
+    def _receive(self, max_size: int, timeout: float | None) -> Received:
+        deadline = Deadline.after(timeout)
+        flags = 0 if timeout is None else socket.MSG_DONTWAIT
+        self._enter()
+        try:
+            while True:
+                try:
+                    received = recv_message(
+                        self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
+                    )
+                except BlockingIOError:
+                    self._wait(READABLE, deadline, "recv")
+                    continue
+                if not received.is_end:
+                    return received
+                if self._is_closed:
+                    raise self._closed()
+                raise EndOfStream(f"the other side of {self!r} has ended")
+        except DescriptorError:
+            self.close()
+            raise
+        except SocketError as error:
+            if self._is_closed:
+                raise self._closed() from error
+            raise
+        finally:
+            self._leave()
+
+    def shutdown(self) -> None:
+        """End sending: the other side sees the end of the stream, and this side may go on receiving.
+
+        Raises:
+            PeerGoneError: The other side vanished.
+            ClosedError: This side was closed.
+        """
+        self._enter()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise translate(error, "shutdown", self.type, self.address) from error
+        finally:
+            self._leave()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Receive until the other side ends cleanly."""
+        while True:
+            try:
+                data = self.recv()
+            except EndOfStream:
+                return
+            yield data
+
+    def _wake(self) -> None:
+        # Only with a thread inside, because it also ends a connection that a forked child has gone on using.
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # The peer has gone, and that has woken them already.
+            pass
+
+    def _release(self) -> None:
+        super()._release()
+        self.peer.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._send_lock = threading.Lock()

@@ -1,0 +1,45 @@
+"""The base of typed interfaces: what every object that `connect(address, Interface)` returns can do beside its
+calls.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from hostline.rpc.stubs import with_timeout
+
+__all__ = ["Interface"]
+
+
+class Interface(Protocol):
+    """Describe a service by inheriting this and `typing.Protocol`; the bodies of the methods are never run.
+
+    class Payments(hostline.Interface, Protocol):
+        def charge(self, order: Order) -> Receipt: ...
+
+    with hostline.connect("payments", Payments) as payments:
+        receipt = payments.charge(order)
+    """
+
+    def with_timeout(self, timeout: float) -> Self:
+        """Return the same line with another timeout, in seconds, for each call."""
+        stub: Self = with_timeout(self, timeout)
+        return stub
+
+    @property
+    def line(self) -> Any:
+        """The `Line` underneath."""
+        return vars(self)["_line"]
+
+    def close(self) -> None:
+        """Close the line."""
+        self.line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,220 @@
+"""Wait with poll, in any number of threads, and be woken when another thread closes.
+
+A descriptor's number may be given to another file the moment it is closed, so that a thread which still waits on the
+number would read from somebody else's. Therefore every thread signs in before it touches the socket; `close` wakes
+those that are in, and the last to leave closes the descriptor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import threading
+from types import TracebackType
+from typing import ClassVar, Self
+
+from hostline.clock import Deadline, monotonic
+from hostline.errors import ClosedError, HostlineError
+from hostline.unix.address import SocketType
+from hostline.unix.oserrors import printable, translate
+
+__all__ = ["READABLE", "WRITABLE", "Endpoint", "Wakeup"]
+
+READABLE = select.POLLIN
+WRITABLE = select.POLLOUT
+
+
+# Seconds that `close` gives the threads it woke to leave, so that the socket file is gone when it returns.
+_LEAVE_TIMEOUT = 1.0
+
+
+class Wakeup:
+    """Wake every thread that polls this descriptor, once and for all."""
+
+    __slots__ = ("_readable", "_writable")
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self._readable = self._writable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self._readable, self._writable = os.pipe()
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._readable
+
+    def set(self) -> None:
+        """Make the descriptor readable for ever."""
+        os.write(self._writable, (1).to_bytes(8, "little"))
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in {self._readable, self._writable} - {-1}:
+            os.close(fd)
+        self._readable = self._writable = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Endpoint:
+    """Hold one socket that several threads use and any of them may close.
+
+    Attributes:
+        type: `stream`, `seqpacket` or `datagram`.
+        address: How the address is written; empty for a socket pair. Not escaped.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_generation",
+        "_is_closed",
+        "_released",
+        "_sock",
+        "_users",
+        "_wakeup",
+        "address",
+        "type",
+    )
+
+    _forks: ClassVar[int] = 0
+    _name: ClassVar[str] = "socket"
+
+    def __init__(self, sock: socket.socket, socket_type: SocketType, address: str, wakeup: Wakeup | None) -> None:
+        self.type: SocketType = socket_type
+        self.address = address
+        self._sock = sock
+        self._wakeup = wakeup
+        self._is_closed = False
+        self._generation = Endpoint._forks
+        # The threads that are in. A list, because its append and remove are atomic and cost less than a lock.
+        self._users: list[int] = []
+        self._released: threading.Event | None = None
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, lent: it stays this object's, which goes on owning and closing it."""
+        return self._sock
+
+    def fileno(self) -> int:
+        """Return the descriptor's number; it stays this object's own.
+
+        Raises:
+            ClosedError: It was closed.
+        """
+        number = self._sock.fileno()
+        if number < 0:
+            raise self._closed()
+        return number
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Close, and have every call that waits in another thread raise `ClosedError`; a second close does nothing."""
+        if self._generation != Endpoint._forks:
+            self._after_fork()
+        if self._is_closed:
+            return
+        released = self._released = threading.Event()
+        # The order matters: whoever signs in after the next line sees it, whoever did before is seen below.
+        self._is_closed = True
+        if not self._users:
+            self._release()
+            return
+        self._wake()
+        # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
+        if self._wakeup is not None and threading.get_ident() not in self._users:
+            released.wait(_LEAVE_TIMEOUT)
+
+    def _enter(self) -> None:
+        """Sign in; pair it with `_leave` in a `finally`.
+
+        Raises:
+            ClosedError: It was closed; nothing is to be undone.
+        """
+        if self._generation != Endpoint._forks:
+            self._after_fork()
+        self._users.append(threading.get_ident())
+        if self._is_closed:
+            self._leave()
+            raise self._closed()
+
+    def _leave(self) -> None:
+        self._users.remove(threading.get_ident())
+        if self._is_closed and not self._users:
+            self._release()
+            if self._released is not None:
+                self._released.set()
+
+    def _wake(self) -> None:
+        """Wake the threads that are in; called once, after `_is_closed` was set."""
+        if self._wakeup is not None:
+            self._wakeup.set()
+
+    def _release(self) -> None:
+        """Close what is owned; may be called more than once."""
+        self._sock.close()
+        if self._wakeup is not None:
+            self._wakeup.close()
+
+    def _after_fork(self) -> None:
+        """Forget the parent's threads, which are not here, and what would wake them instead of ours."""
+        self._generation = Endpoint._forks
+        self._users = []
+        if self._wakeup is not None and not self._is_closed:
+            self._wakeup.close()
+            self._wakeup = Wakeup()
+
+    def _wait(self, events: int, deadline: Deadline, operation: str, *, at_most: float = math.inf) -> None:
+        """Wait until the socket is ready, until somebody closes, or until `at_most` seconds are over.
+
+        Args:
+            events: `READABLE`, `WRITABLE`, or 0 to wait for the close only.
+            deadline: When to give up.
+            operation: For the error's text.
+            at_most: Seconds after which to return all the same.
+
+        Raises:
+            SocketTimeoutError: The deadline passed first.
+            ClosedError: Another thread closed.
+        """
+        poller = select.poll()
+        if events:
+            poller.register(self._sock, events)
+        if self._wakeup is not None:
+            poller.register(self._wakeup.fileno(), READABLE)
+        left = deadline.remaining(monotonic())
+        wait = min(left, at_most)
+        ready = poller.poll(None if wait == math.inf else wait * 1000)
+        if self._is_closed:
+            raise self._closed()
+        if not ready and left <= at_most:
+            raise translate(TimeoutError(), operation, self.type, self.address)
+
+    def _closed(self) -> HostlineError:
+        where = f" to {printable(self.address)}" if self.address else ""
+        return ClosedError(f"this {self._name}{where} was closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"fd {self._sock.fileno()}"
+        return f"<{type(self).__name__} {self.type} {printable(self.address)!r} {state}>"
+
+
+def _count_fork() -> None:
+    Endpoint._forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
