@@ -92,7 +92,9 @@ def blocking_row(path: str, method: str, count: int) -> list[int]:
         return measure(lambda: call(method, PING, returns=Ping, timeout=10.0), count)
 
 
-def asyncio_row(path: str, method: str, count: int, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> list[int]:
+def asyncio_row(
+    path: str, method: str, count: int, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
+) -> list[int]:
     """The asyncio client, one call at a time."""
 
     async def run() -> list[int]:

@@ -3,11 +3,10 @@
 The blocking face is here by its bare names; the asyncio face, with the same names, is `hostline.aio`.
 """
 
-from hostline import aio, sync
+from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.service import Service
-from hostline.errors import *  # noqa: F403
-from hostline.errors import __all__ as _errors
+from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
 from hostline.sync.client import Line, connect
@@ -39,4 +38,4 @@ __all__ = [
     "sync",
     "unique_path",
 ]
-__all__ += _errors
+__all__ += errors.__all__

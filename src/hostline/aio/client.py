@@ -53,7 +53,9 @@ _ABSENT: Final = (AddressNotFoundError, ConnectRefusedError, UnavailableError)
 
 
 class Line:
-    """A line to one service, for asyncio: calls share one connection and may all be in flight at once.
+    """A line to one service.
+
+    For asyncio: calls share one connection and may all be in flight at once.
 
     Args:
         settings: Where to and how.
@@ -199,7 +201,7 @@ class Line:
         self._leaving = {connection for connection in self._leaving if not connection.is_closed}
 
     async def open_first(self) -> Caller:
-        """Open the connection, so that a wrong address is told at once."""
+        """Connect, so that a wrong address is told at once."""
         return await self._open(Deadline.after(self._settings.wait))
 
     # --- the end ---------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ class Line:
         return self._is_closed
 
     async def close(self) -> None:
-        """Close the connection; calls in other tasks end with `ClosedError`. Safe to repeat."""
+        """Close the line; calls under way end with `ClosedError`. Safe to repeat."""
         self._is_closed = True
         opening, self._opening = self._opening, None
         if opening is not None:
@@ -239,7 +241,7 @@ class Line:
         return f"<Line {self.address}: {'closed' if self._is_closed else f'{count} in flight'}>"
 
     def forget_in_child(self) -> None:
-        """In a forked child: the connection and the loop are the parent's; close the copy."""
+        """In a forked child: what is connected is the parent's; close the copies."""
         for connection in self._leaving:
             connection.forget_in_child()
 

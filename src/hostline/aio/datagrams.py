@@ -7,6 +7,7 @@ receiver's queue is full (`net.unix.max_dgram_qlen` messages, shared by all send
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -69,7 +70,7 @@ class Datagrams(Endpoint):
     async def send(
         self,
         data: ReadableBuffer,
-        to: str | Address | None = None,
+        to: str | os.PathLike[str] | Address | None = None,
         *,
         fds: Sequence[int | HasFileno] = (),
         timeout: float | None = None,
@@ -121,7 +122,7 @@ class Datagrams(Endpoint):
             else:
                 # An unconnected socket polls as writable while the receiver's queue is full.
                 backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                await self._pause(deadline, "send", backoff.pause())
+                await self._pause(deadline, backoff.pause(), where)
 
     async def recv(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive one datagram and return its bytes; none is legal.
@@ -173,12 +174,12 @@ class Datagrams(Endpoint):
             except BlockingIOError:
                 await self._wait_readable(deadline, "recv")
 
-    async def _pause(self, deadline: Deadline, operation: str, seconds: float) -> None:
+    async def _pause(self, deadline: Deadline, seconds: float, where: str) -> None:
         """Let a moment pass in which the receiver may take something; errors as for `_wait_writable`."""
         loop = asyncio.get_running_loop()
         waiter = self._writer = loop.create_future()
         try:
-            await self._wait(loop, waiter, deadline, operation, seconds)
+            await self._wait(loop, waiter, deadline, "send", seconds, where)
         finally:
             self._writer = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import ClassVar, Literal, overload
 
@@ -143,7 +144,7 @@ class Listener(Endpoint):
 
 @overload
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["stream", "seqpacket"] = "stream",
     *,
     mode: int | None = None,
@@ -158,7 +159,7 @@ def listen(
 
 @overload
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["datagram"],
     *,
     mode: int | None = None,
@@ -172,7 +173,7 @@ def listen(
 
 
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: SocketType = "stream",
     *,
     mode: int | None = None,
@@ -226,7 +227,7 @@ def listen(
 
 @overload
 async def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["stream", "seqpacket"] = "stream",
     *,
     server: Peers | None = None,
@@ -237,7 +238,7 @@ async def connect_socket(
 
 @overload
 async def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["datagram"],
     *,
     server: Peers | None = None,
@@ -247,7 +248,7 @@ async def connect_socket(
 
 
 async def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: SocketType = "stream",
     *,
     server: Peers | None = None,

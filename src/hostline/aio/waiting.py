@@ -143,6 +143,7 @@ class Endpoint:
         deadline: Deadline,
         operation: str,
         at_most: float,
+        address: str | None = None,
     ) -> None:
         """Wait for the waiter, for the deadline, or for `at_most` seconds, after which this returns all the same."""
         left = deadline.remaining()
@@ -156,7 +157,7 @@ class Endpoint:
         if self._is_closed:
             raise self._closed()
         if not is_ready and left <= at_most:
-            raise translate(TimeoutError(), operation, self.type, self.address)
+            raise translate(TimeoutError(), operation, self.type, self.address if address is None else address)
 
     def _closed(self) -> HostlineError:
         where = f" to {printable(self.address)}" if self.address else ""

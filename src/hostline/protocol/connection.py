@@ -86,7 +86,7 @@ Answer = tuple[Any, Frame]
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
-_ERROR: Final = int(Kind.ERROR)
+_ANSWERED: Final = (_REPLY, int(Kind.ERROR))
 _CANCEL: Final = int(Kind.CANCEL)
 _HELLO: Final = int(Kind.HELLO)
 _GOAWAY: Final = int(Kind.GOAWAY)
@@ -193,7 +193,7 @@ class ClientConnection(_Connection):
         answers = []
         for frame in self._frames(data):
             kind = frame[0]
-            if kind == _REPLY or kind == _ERROR:
+            if kind in _ANSWERED:
                 call_id = frame.call_id
                 ticket = self.in_flight.pop(call_id, None)
                 if ticket is not None:

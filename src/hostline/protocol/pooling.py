@@ -34,7 +34,8 @@ class PoolSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.min_size <= self.max_size or self.max_size < 1:
             raise ValueError(
-                f"pool of min_size {self.min_size} and max_size {self.max_size}: needs 0 <= min_size <= max_size, max_size >= 1"
+                f"pool of min_size {self.min_size} and max_size {self.max_size}: "
+                "needs 0 <= min_size <= max_size and max_size >= 1"
             )
         if not self.idle_lifetime > 0:
             raise ValueError(f"idle_lifetime of {self.idle_lifetime} seconds must be above 0")

@@ -163,6 +163,7 @@ class ServiceBase:
 
         Args:
             function: The handler; left out when options are given.
+            **options: Any of the following.
             name: What callers call it; the function's own name when left out.
             inline: Run a quick `def` on the loop itself: the fastest way, and nothing else is served meanwhile.
             idempotent: Running it twice does no harm: a client may repeat it when a connection breaks.

@@ -55,7 +55,9 @@ _ABSENT: Final = (AddressNotFoundError, ConnectRefusedError, UnavailableError)
 
 
 class Line:
-    """A line to one service, for blocking code; usable from many threads and after a fork.
+    """A line to one service.
+
+    For blocking code: usable from many threads and after a fork; each call has a connection of the pool to itself.
 
     Args:
         settings: Where to and how.
@@ -196,7 +198,10 @@ class Line:
         return _open(settings, patience, deadline)
 
     def open_first(self) -> Caller:
-        """Open the pool's minimum of connections, at least one, so that a wrong address is told at once."""
+        """Connect, so that a wrong address is told at once.
+
+        Opens the pool's minimum of connections, at least one.
+        """
         settings = self._settings
         first: Caller | None = None
         for _ in range(max(1, self._pool_settings.min_size)):
@@ -228,7 +233,7 @@ class Line:
         return self._pool.size
 
     def close(self) -> None:
-        """Close every connection; calls in other threads end with `ClosedError`. Safe to repeat."""
+        """Close the line; calls under way end with `ClosedError`. Safe to repeat."""
         with self._lock:
             self._is_closed = True
             idle = self._pool.drain()
@@ -253,7 +258,7 @@ class Line:
         return f"<Line {self.address}: {state}>"
 
     def forget_in_child(self) -> None:
-        """In a forked child: the connections are the parent's; close the copies and begin with an empty pool."""
+        """In a forked child: what is connected is the parent's; close the copies."""
         for connection in self._open:
             connection.close()
         self._reset()

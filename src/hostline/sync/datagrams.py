@@ -6,6 +6,7 @@ receiver's queue is full (`net.unix.max_dgram_qlen` messages, shared by all send
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -67,7 +68,7 @@ class Datagrams(Endpoint):
     def send(
         self,
         data: ReadableBuffer,
-        to: str | Address | None = None,
+        to: str | os.PathLike[str] | Address | None = None,
         *,
         fds: Sequence[int | HasFileno] = (),
         timeout: float | None = None,
@@ -124,7 +125,7 @@ class Datagrams(Endpoint):
             else:
                 # An unconnected socket polls as writable while the receiver's queue is full.
                 backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                self._wait(0, deadline, "send", at_most=backoff.pause())
+                self._wait(0, deadline, "send", at_most=backoff.pause(), address=where)
 
     def recv(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive one datagram and return its bytes; none is legal.

@@ -1,6 +1,4 @@
-"""The base of typed interfaces: what every object that `connect(address, Interface)` returns can do beside its
-calls.
-"""
+"""The base of typed interfaces: what an object from `connect(address, Interface)` can do beside its calls."""
 
 from __future__ import annotations
 

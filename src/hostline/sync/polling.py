@@ -92,6 +92,8 @@ class Endpoint:
         # The threads that are in. A list, because its append and remove are atomic and cost less than a lock.
         self._users: list[int] = []
         self._released: threading.Event | None = None
+        # One entry, which whoever releases takes out: pop is atomic.
+        self._unreleased = [True]
 
     @property
     def socket(self) -> socket.socket:
@@ -123,10 +125,10 @@ class Endpoint:
         released = self._released = threading.Event()
         # The order matters: whoever signs in after the next line sees it, whoever did before is seen below.
         self._is_closed = True
+        if self._users:
+            self._wake()
         if not self._users:
-            self._release()
-            return
-        self._wake()
+            self._release_once()
         # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
         if self._wakeup is not None and threading.get_ident() not in self._users:
             released.wait(_LEAVE_TIMEOUT)
@@ -147,17 +149,27 @@ class Endpoint:
     def _leave(self) -> None:
         self._users.remove(threading.get_ident())
         if self._is_closed and not self._users:
-            self._release()
-            if self._released is not None:
-                self._released.set()
+            self._release_once()
 
     def _wake(self) -> None:
         """Wake the threads that are in; called once, after `_is_closed` was set."""
         if self._wakeup is not None:
             self._wakeup.set()
 
+    def _release_once(self) -> None:
+        """Release, unless another thread is at it: the last to leave and the one that closes may both find nobody in."""
+        try:
+            self._unreleased.pop()
+        except IndexError:
+            return
+        try:
+            self._release()
+        finally:
+            if self._released is not None:
+                self._released.set()
+
     def _release(self) -> None:
-        """Close what is owned; may be called more than once."""
+        """Close what is owned; called once."""
         self._sock.close()
         if self._wakeup is not None:
             self._wakeup.close()
@@ -170,7 +182,9 @@ class Endpoint:
             self._wakeup.close()
             self._wakeup = Wakeup()
 
-    def _wait(self, events: int, deadline: Deadline, operation: str, *, at_most: float = math.inf) -> None:
+    def _wait(
+        self, events: int, deadline: Deadline, operation: str, *, at_most: float = math.inf, address: str | None = None
+    ) -> None:
         """Wait until the socket is ready, until somebody closes, or until `at_most` seconds are over.
 
         Args:
@@ -178,6 +192,7 @@ class Endpoint:
             deadline: When to give up.
             operation: For the error's text.
             at_most: Seconds after which to return all the same.
+            address: For the error's text, where it is not this socket's own.
 
         Raises:
             SocketTimeoutError: The deadline passed first.
@@ -194,7 +209,7 @@ class Endpoint:
         if self._is_closed:
             raise self._closed()
         if not ready and left <= at_most:
-            raise translate(TimeoutError(), operation, self.type, self.address)
+            raise translate(TimeoutError(), operation, self.type, self.address if address is None else address)
 
     def _closed(self) -> HostlineError:
         where = f" to {printable(self.address)}" if self.address else ""

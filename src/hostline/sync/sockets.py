@@ -7,6 +7,7 @@ Knows no frames and no calls. The twin of `aio/sockets.py`; what is sent and rec
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import ClassVar, Literal, overload
 
@@ -136,7 +137,7 @@ class Listener(Endpoint):
 
 @overload
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["stream", "seqpacket"] = "stream",
     *,
     mode: int | None = None,
@@ -151,7 +152,7 @@ def listen(
 
 @overload
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["datagram"],
     *,
     mode: int | None = None,
@@ -165,7 +166,7 @@ def listen(
 
 
 def listen(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: SocketType = "stream",
     *,
     mode: int | None = None,
@@ -219,7 +220,7 @@ def listen(
 
 @overload
 def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["stream", "seqpacket"] = "stream",
     *,
     server: Peers | None = None,
@@ -230,7 +231,7 @@ def connect_socket(
 
 @overload
 def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: Literal["datagram"],
     *,
     server: Peers | None = None,
@@ -240,7 +241,7 @@ def connect_socket(
 
 
 def connect_socket(
-    address: str | Address,
+    address: str | os.PathLike[str] | Address,
     type: SocketType = "stream",
     *,
     server: Peers | None = None,

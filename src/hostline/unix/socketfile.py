@@ -29,7 +29,7 @@ from hostline.errors import (
     SocketError,
     UnsafeDirectoryError,
 )
-from hostline.limits import DEFAULT_MODE
+from hostline.limits import DEFAULT_MODE, MAX_SUN_PATH
 from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, through_directory
 from hostline.unix.descriptors import Fd
 from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
@@ -333,7 +333,16 @@ def bind_in_place(sock: socket.socket, dirfd: int, path: str, mode: int) -> None
         mode: Permission bits.
     """
     os.fchmod(sock.fileno(), mode)
-    sock.bind(through_directory(path, dirfd))
+    sock.bind(through_directory(_absolute(path), dirfd))
+
+
+def _absolute(path: str) -> str:
+    """Return a relative path from the root, if that fits: the kernel shows it to others, in other directories.
+
+    `ss` prints it, and it is the return address of every datagram sent from the socket.
+    """
+    full = os.path.join(os.getcwd(), path.removeprefix("./"))
+    return full if len(os.fsencode(full)) <= MAX_SUN_PATH else path
 
 
 def bind_by_rename(sock: socket.socket, dirfd: int, path: str, mode: int) -> None:

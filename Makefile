@@ -1,0 +1,91 @@
+# hostline. `make help` lists the targets; each makes the environment it needs on its first run.
+#
+#   PYTHON=...       the interpreter to build with (default: the first that tools/find-python finds)
+#   VENV=...         where the environment goes (default: .venv)
+#   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
+
+VENV ?= .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+
+py := $(VENV)/bin/python
+pytest := $(py) -m pytest
+# Tests that judge the source text; `make check` runs them, and they are part of `make test` too.
+gates := tests/test_floors.py tests/test_forbidden.py tests/test_parity.py tests/test_size.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+# --- environments ------------------------------------------------------------------------------------
+
+$(VENV)/bin/pip:
+	@python=$$(tools/find-python $(PYTHON)) && \
+		echo "making $(VENV) with $$python (once)" && \
+		"$$python" -m venv $(VENV)
+
+# One stamp for each extra: installed again when pyproject.toml changes.
+$(VENV)/.has-%: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing hostline[$*] into $(VENV) (once; a minute or so)"
+	@$(py) -m pip install -qq --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+# --- what people run ---------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.has-cli ## two services, a file of orders, a report: under a minute
+	@$(VENV)/bin/hostline demo
+
+.PHONY: test
+test: $(VENV)/.has-test ## the whole suite, on asyncio's loop and on uvloop
+	$(pytest) $(PYTEST_ARGS)
+
+.PHONY: quick
+quick: $(VENV)/.has-test ## the suite without the tests marked slow
+	$(pytest) -m "not slow" $(PYTEST_ARGS)
+
+.PHONY: conformance
+conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline beside its peers
+	@$(VENV)/bin/hostline conformance
+
+.PHONY: bench
+bench: $(VENV)/.has-cli ## ping-pong: C, Python sockets, a typed call
+	@$(py) benchmarks/pingpong.py
+
+# --- what developers run -----------------------------------------------------------------------------
+
+.PHONY: check
+check: $(VENV)/.has-dev ## format, lint, types, floors, forbidden names
+	$(py) -m ruff format --check .
+	$(py) -m ruff check .
+	$(py) -m mypy
+	$(pytest) -q $(gates)
+	$(py) -m mypy --no-error-summary tests/typing
+	$(py) -m pyright --pythonpath $(py) tests/typing
+
+.PHONY: format
+format: $(VENV)/.has-dev ## bring the source into its format and order
+	$(py) -m ruff check --fix-only --quiet .
+	$(py) -m ruff format .
+
+.PHONY: docs
+docs: $(VENV)/.has-docs ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --strict --quiet
+	@echo "see site/index.html"
+
+.PHONY: build
+build: $(VENV)/.has-dev ## wheel and sdist in dist/, each tried in an empty environment
+	$(py) tools/check_dist.py
+
+.PHONY: clean
+clean: ## remove what the targets above wrote, but for the environments
+	rm -rf build dist site benchmarks/out src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+.PHONY: distclean
+distclean: clean ## remove the environments as well
+	rm -rf .venv .venv-*

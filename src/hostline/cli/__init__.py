@@ -1,0 +1,32 @@
+"""The command `hostline`: arguments in thin functions, one file for each sub-command, work in plain functions below them.
+
+Needs the extra `hostline[cli]` (typer, rich). What a single command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+_NEEDED = ("typer", "rich")
+
+
+def main() -> int:
+    """Run the command with the arguments of this process; return its exit code, or leave with it."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"error: the hostline command needs {' and '.join(missing)}, which the extra hostline[cli] brings: "
+            'pip install "hostline[cli]"',
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        from hostline.cli.app import run
+
+        run()
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,164 @@
+"""`hostline call`: one call from the shell, arguments and result in JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hostline.cli.exits import UsageError
+from hostline.cli.options import Address, AnyServer, ServerUsers, Timeout, server_rule, time_limit
+from hostline.cli.terminal import escape, is_terminal, print_json, write_bytes
+
+if TYPE_CHECKING:
+    from hostline.sync import Line
+
+__all__ = ["EXAMPLES", "call", "parse_arguments", "print_result"]
+
+EXAMPLES = """\b
+Examples:
+  hostline call payments charge '[{"id": 1, "sku": "tea", "quantity": 2, "price": 4.5}]'
+  hostline call payments charge '{"order": {"id": 1, "sku": "tea", "quantity": 2, "price": 4.5}}'
+  hostline call payments hostline.health
+  hostline call ./x.sock greet '"world"' --timeout 0.5 --raw
+  jq -c .orders orders.json | hostline call payments charge_all -
+"""
+
+# JSON read from standard input. Four times what fits into the largest frame, because JSON is the longer spelling.
+_MAX_INPUT = 64 << 20
+
+
+def call(
+    address: Address,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="The method's name.", show_default=False)],
+    arguments: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="JSON",
+            help="An array: arguments by position. An object: by name. Anything else: the only argument. -: read it "
+            "from standard input. Bytes are written in base64, times as in ISO 8601.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Timeout = 30.0,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", metavar="SECONDS", help="Keep trying so long while no server listens there yet."),
+    ] = 0.0,
+    server_user: ServerUsers = None,
+    any_server: AnyServer = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on one line, as in a pipe.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print a result that is text or bytes as it is, without quotes or base64.")
+    ] = False,
+) -> None:
+    """Call a method of a service and print its result.
+
+    On a terminal the result is indented, in a pipe it is JSON on one line. Bytes are shown in base64.
+    """
+    if json and raw:
+        raise UsageError("--json and --raw contradict each other")
+    rule = server_rule(server_user, any_server)
+    args, keywords = parse_arguments(_read_input() if arguments == "-" else arguments)
+    import hostline
+    from hostline.limits import DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
+
+    limit = time_limit(timeout)
+    with hostline.connect(
+        address,
+        server=rule,
+        timeout=limit,
+        connect_timeout=min(limit, DEFAULT_CONNECT_TIMEOUT),
+        wait=time_limit(wait, "--wait"),
+        max_frame_size=HARD_MAX_FRAME_SIZE,
+    ) as line:
+        result = make_call(line, method, args, keywords)
+    print_result(result, is_raw=raw, is_one_line=json)
+
+
+def _read_input() -> bytes:
+    data = sys.stdin.buffer.read(_MAX_INPUT + 1)
+    if len(data) > _MAX_INPUT:
+        raise UsageError(f"more than {_MAX_INPUT} bytes of JSON on standard input")
+    return data
+
+
+def parse_arguments(text: str | bytes | None) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """Return the arguments by position and by name that a JSON text means.
+
+    Args:
+        text: The text, or None for no arguments.
+
+    Raises:
+        UsageError: It is not JSON.
+    """
+    import msgspec
+
+    if text is None:
+        return (), None
+    try:
+        encoded = text.encode() if isinstance(text, str) else text
+        value = msgspec.json.decode(encoded)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        hint = ""
+        if isinstance(text, str) and text[:1] not in "[{\"-0123456789":
+            hint = "; a text is written with its quotes: '\"hello\"'"
+        raise UsageError(f"the arguments are not JSON: {error}{hint}") from error
+    if isinstance(value, list):
+        return tuple(value), None
+    if isinstance(value, dict):
+        return (), value
+    return (value,), None
+
+
+def make_call(line: Line, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None) -> Any:
+    """Call a method; where it takes bytes, texts in base64 are decoded for it.
+
+    JSON has no bytes. Only a service that refuses the texts, before anything ran, is asked which of them it takes as
+    bytes, so that every other call costs one round trip.
+
+    Args:
+        line: Where to.
+        method: The method's name.
+        args: Arguments by position.
+        keywords: Arguments by name.
+    """
+    from hostline.errors import InvalidArgumentError
+
+    try:
+        return line.invoke(method, args, keywords)
+    except InvalidArgumentError as refusal:
+        if "`bytes`, got `str`" not in str(refusal):
+            raise
+        from hostline.cli.schemas import decode_base64
+        from hostline.rpc.builtin import ServiceDescription
+
+        service: ServiceDescription = line.invoke("hostline.describe", returns=ServiceDescription)
+        decoded = decode_base64(service, method, args, keywords)
+        if decoded is None:
+            raise
+        return line.invoke(method, *decoded)
+
+
+def print_result(result: Any, *, is_raw: bool = False, is_one_line: bool = False) -> None:
+    """Print the result of a call.
+
+    Args:
+        result: What MessagePack gave.
+        is_raw: Print text and bytes as they are; on a terminal they are escaped all the same.
+        is_one_line: Print JSON on one line also on a terminal.
+    """
+    from hostline.cli.schemas import as_json
+
+    is_on_terminal = is_terminal(sys.stdout)
+    if is_raw and isinstance(result, str | bytes):
+        if is_on_terminal:
+            text = result if isinstance(result, str) else result.decode("utf-8", "surrogateescape")
+            print(escape(text))
+        elif isinstance(result, str):
+            write_bytes(result.encode() + b"\n")
+        else:
+            write_bytes(result)
+        return
+    print_json(as_json(result), is_pretty=is_on_terminal and not is_one_line)

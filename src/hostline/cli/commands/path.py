@@ -1,0 +1,32 @@
+"""`hostline path`: what an address means here."""
+
+from __future__ import annotations
+
+from hostline.cli.options import Address
+from hostline.cli.terminal import escape, is_terminal, write_bytes
+
+__all__ = ["EXAMPLES", "path"]
+
+EXAMPLES = """\b
+Examples:
+  hostline path payments                  /run/user/1000/hostline/payments.sock
+  nc -U "$(hostline path payments)"       for programs that know paths only
+"""
+
+
+def path(address: Address) -> None:
+    """Print where an address leads: the path of a bare name, for other programs.
+
+    Nothing is made or opened. An abstract name is printed as unix:@NAME.
+    """
+    import os
+    import sys
+
+    from hostline.unix.address import PathAddress, parse_address
+
+    found = parse_address(address)
+    text = found.path if isinstance(found, PathAddress) else found.text
+    if is_terminal(sys.stdout):
+        print(escape(text, keep=""))
+    else:
+        write_bytes(os.fsencode(text) + b"\n")

@@ -1,0 +1,208 @@
+"""JSON for values, and JSON Schemas for people: one line of Python-like text for a type or a method.
+
+Knows what `hostline.describe` gives. Everything in it was written by the service, so that callers escape what they
+print of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from hostline.rpc.builtin import MethodDescription, ServiceDescription
+
+__all__ = ["as_json", "decode_base64", "definition_text", "method_text", "type_text"]
+
+Schema = Mapping[str, Any]
+
+# Levels of a schema that are written out; a deeper one comes from a service that means no good.
+_MAX_DEPTH = 20
+
+
+# --- values ------------------------------------------------------------------------------------------
+
+
+def as_json(value: Any) -> bytes:
+    """Return a value that came as MessagePack as JSON: bytes in base64, times as in ISO 8601.
+
+    A map with keys that JSON cannot have becomes a list of pairs.
+
+    Args:
+        value: Plain values: maps, lists, texts, numbers, bytes, times.
+    """
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain)
+    except TypeError:
+        return msgspec.json.encode(_with_pairs(value), enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.msgpack.Ext):
+        return {"extension": value.code, "data": bytes(value.data)}
+    return str(value)
+
+
+def _with_pairs(value: Any) -> Any:
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: _with_pairs(item) for key, item in value.items()}
+        return [[_with_pairs(key), _with_pairs(item)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_with_pairs(item) for item in value]
+    return value
+
+
+def decode_base64(
+    service: ServiceDescription, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any] | None] | None:
+    """Return the arguments with texts decoded where the method takes bytes; None if there are none to decode.
+
+    Args:
+        service: What the service says of itself.
+        method: The method's name.
+        args: Arguments by position.
+        keywords: Arguments by name.
+    """
+    described = next((candidate for candidate in service.methods if candidate.name == method), None)
+    if described is None:
+        return None
+    by_name = {parameter.name: parameter.schema for parameter in described.parameters}
+    in_order = list(by_name.values())[: len(args)]
+    new_args = tuple(_decoded(v, schema, service, 0) for v, schema in zip(args, in_order, strict=False))
+    new_args += args[len(new_args) :]
+    new_keywords = keywords and {n: _decoded(v, by_name.get(n, {}), service, 0) for n, v in keywords.items()}
+    return None if (new_args, new_keywords) == (args, keywords) else (new_args, new_keywords)
+
+
+def _decoded(value: Any, schema: Schema, service: ServiceDescription, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        return value
+    schema = _resolved(schema, service.definitions)
+    if isinstance(value, str):
+        takes_bytes = any(option.get("contentEncoding") == "base64" for option in _options(schema))
+        takes_text = any(option.get("type") == "string" and "contentEncoding" not in option for option in _options(schema))
+        return _from_base64(value) if takes_bytes and not takes_text else value
+    for option in _options(schema):
+        option = _resolved(option, service.definitions)
+        if isinstance(value, list):
+            first = option.get("prefixItems", ())
+            items = option.get("items") if isinstance(option.get("items"), dict) else {}
+            value = [
+                _decoded(item, first[number] if number < len(first) else items, service, depth + 1)
+                for number, item in enumerate(value)
+            ]
+        elif isinstance(value, dict):
+            fields = option.get("properties", {})
+            others = option.get("additionalProperties")
+            others = others if isinstance(others, dict) else {}
+            value = {key: _decoded(item, fields.get(key, others), service, depth + 1) for key, item in value.items()}
+    return value
+
+
+def _options(schema: Schema) -> Iterator[Schema]:
+    yield from schema.get("anyOf", (schema,))
+
+
+def _from_base64(text: str) -> str | bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text
+
+
+def _resolved(schema: Schema, definitions: Mapping[str, Any]) -> Schema:
+    name = _reference(schema)
+    found = definitions.get(name) if name else schema
+    return found if isinstance(found, Mapping) else {}
+
+
+def _reference(schema: Schema) -> str:
+    return str(schema.get("$ref", "")).rpartition("/")[2]
+
+
+# --- types for people --------------------------------------------------------------------------------
+
+_SIMPLE = {"integer": "int", "number": "float", "boolean": "bool", "null": "None", "string": "str"}
+_FORMATS = {"date-time": "datetime", "date": "date", "time": "time", "duration": "timedelta", "uuid": "UUID"}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+
+
+def type_text(schema: Schema, depth: int = 0) -> str:
+    """Return a JSON Schema as a Python type is written: `int`, `list[Order]`, `str | None`."""
+    if depth > _MAX_DEPTH:
+        return "..."
+    if "$ref" in schema:
+        return _reference(schema)
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(type_text(option, depth + 1) for option in schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " | ".join(json.dumps(value, ensure_ascii=False) for value in values)
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return " | ".join(_SIMPLE.get(str(name), str(name)) for name in kind)
+    if kind == "array":
+        return _array_text(schema, depth)
+    if kind == "object":
+        values = schema.get("additionalProperties")
+        return f"dict[str, {type_text(values, depth + 1)}]" if isinstance(values, Mapping) else "dict"
+    if kind == "string" and schema.get("contentEncoding") == "base64":
+        return "bytes"
+    if kind == "string" and schema.get("format") in _FORMATS:
+        return _FORMATS[schema["format"]]
+    return _SIMPLE.get(str(kind), "Any")
+
+
+def _array_text(schema: Schema, depth: int) -> str:
+    if "prefixItems" in schema:
+        return f"tuple[{', '.join(type_text(item, depth + 1) for item in schema['prefixItems'])}]"
+    items = schema.get("items")
+    name = "set" if schema.get("uniqueItems") else "list"
+    return f"{name}[{type_text(items, depth + 1)}]" if isinstance(items, Mapping) and items else name
+
+
+def method_text(method: MethodDescription) -> str:
+    """Return a method as its `def` line says it: `charge(order: Order, note: str = ...) -> Receipt`."""
+    parts = []
+    is_after_slash = is_after_star = False
+    for parameter in method.parameters:
+        if parameter.is_named and not is_after_slash:
+            if parts:
+                parts.append("/")
+            is_after_slash = True
+        if not parameter.is_positional and not is_after_star:
+            parts.append("*")
+            is_after_star = True
+        default = "" if parameter.is_required else " = ..."
+        parts.append(f"{parameter.name}: {type_text(parameter.schema)}{default}")
+    if parts and not is_after_slash:
+        parts.append("/")
+    return f"{method.name}({', '.join(parts)}) -> {type_text(method.returns)}"
+
+
+def definition_text(name: str, schema: Schema) -> list[str]:
+    """Return a definition as lines: a class line, then one for each field.
+
+    Args:
+        name: Its name.
+        schema: Its JSON Schema.
+    """
+    if "properties" not in schema:
+        return [f"{name} = {type_text({k: v for k, v in schema.items() if k != '$ref'})}"]
+    lines = [name]
+    required = schema.get("required", ())
+    for field, field_schema in schema["properties"].items():
+        default = ""
+        if "default" in field_schema:
+            default = f" = {json.dumps(field_schema['default'], ensure_ascii=False)}"
+        elif field not in required:
+            default = " = ..."
+        bounds = [f"{sign} {field_schema[key]}" for key, sign in _BOUNDS.items() if key in field_schema]
+        note = f"  ({', '.join(bounds)})" if bounds else ""
+        lines.append(f"    {field}: {type_text(field_schema)}{default}{note}")
+    return lines

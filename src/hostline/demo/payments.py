@@ -1,0 +1,115 @@
+"""The payment service: what it offers is above, what makes it a process of the demo below.
+
+    python -m hostline.demo.payments            serves `payments` in the runtime directory
+    hostline serve hostline.demo.payments:payments
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from hostline.aio.server import Server
+from hostline.aio.service import Service
+from hostline.demo.journal import Journal
+from hostline.demo.model import (
+    CardDeclined,
+    Charge,
+    Currency,
+    Order,
+    Quote,
+    Receipt,
+    Refund,
+    Settled,
+    UnknownReceipt,
+)
+from hostline.demo.processes import follow_parent, tell_parent
+from hostline.demo.receipts import Counter
+from hostline.errors import AddressInUseError, HostlineError
+
+__all__ = ["main", "payments"]
+
+# Seconds that the bank takes to answer.
+_BANK = 0.005
+
+payments = Service("payments", version="1", doc="Takes money from cards and gives it back. None of it is real.")
+journal = Journal()
+
+
+@payments.method(inline=True, idempotent=True)
+def quote(order: Order) -> Quote:
+    """Return what an order would cost, and how much of that is tax."""
+    cents = order.quantity * order.price_cents
+    return Quote(order.id, cents, cents - round(cents / 1.19), order.currency)
+
+
+@payments.method(raises=CardDeclined)
+def charge(charge: Charge) -> Receipt:
+    """Take money from a card. Calling it twice takes it twice: a client never repeats it by itself."""
+    return journal.charge(charge)
+
+
+@payments.method(raises=UnknownReceipt, idempotent=True)
+def refund(receipt: int) -> Refund:
+    """Give the money of a receipt back, once, however often it is called."""
+    return journal.refund(receipt)
+
+
+@payments.method
+def settle(number: int) -> Settled:
+    """Write a number into the journal, as slowly as a bank; calling it twice writes it twice."""
+    time.sleep(_BANK)
+    journal.settle(number)
+    return Settled(number, os.getpid())
+
+
+@payments.method(inline=True, idempotent=True)
+def totals() -> dict[Currency, int]:
+    """Return the cents taken and not given back, by currency."""
+    return journal.totals()
+
+
+# --- the process -------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        arguments: The command line behind the program's name.
+    """
+    parser = argparse.ArgumentParser(prog="python -m hostline.demo.payments", description=payments.doc)
+    parser.add_argument("address", nargs="?", default="payments", help="where to serve: a bare name or a path")
+    parser.add_argument("--journal", metavar="FILE", help="write what happens to this new file")
+    parser.add_argument("--counter", metavar="ADDRESS", help="hand out the day's receipts at this seqpacket socket")
+    parser.add_argument("--succeed", action="store_true", help="wait until whoever holds the address lets go of it")
+    parser.add_argument("--child", action="store_true", help="tell standard output what happens, end with standard input")
+    options = parser.parse_args(arguments)
+    if options.child:
+        follow_parent()
+    global journal
+    journal = Journal(options.journal)
+    counter = Counter(options.counter, journal) if options.counter else None
+
+    def started(server: Server) -> None:
+        if counter is not None:
+            counter.open()
+        tell_parent("serving", server.address)
+
+    try:
+        _run(options.address, started, is_patient=options.succeed)
+    except HostlineError as error:
+        sys.exit(f"payments: {error}")
+    finally:
+        if counter is not None:
+            counter.close()
+        journal.close()
+
+
+def _run(address: str, started: object, *, is_patient: bool) -> None: ...
+
+
+if __name__ == "__main__":
+    main()
