@@ -135,7 +135,9 @@ class ServerThread:
         async def start() -> Server:
             if settings is None:
                 return await service.serve(address, allow=allow, **options)
-            server = Server(service, listening_socket(parse_address(address), **options), allow=allow, settings=settings)
+            server = Server(
+                service, listening_socket(parse_address(address), **options), allow=allow, settings=settings
+            )
             await server.start()
             return server
 

@@ -81,6 +81,10 @@ DEFAULT_THREADS = 8
 # server stops reading from that peer, so that a flood stays in the flooder's own socket buffer.
 MAX_CALLS_PER_CONNECTION = 256
 
+# Frames of one connection that are taken before the other connections get their turn: 64 KiB may hold thousands of
+# calls, and quick handlers run on the spot, so one pipelining peer would delay every other by tens of milliseconds.
+FRAMES_PER_TURN = 128
+
 # Unsent reply bytes of one connection: above the high mark the server stops reading from that peer, below
 # the low one it starts again. asyncio uses 64 KiB and 16 KiB; replies here are larger and peers are local.
 HIGH_WATER = 1 << 20

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from hostline.clock import Deadline
 from hostline.errors import RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
 from hostline.protocol.connection import ClientConnection
+from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
@@ -45,13 +45,11 @@ class Caller:
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._greeted: asyncio.Future[None] = self._loop.create_future()
-        self._unsent: deque[memoryview] = deque()
-        self._unsent_size = 0
-        self._queued_total = 0
-        self._sent_total = 0
+        self._outgoing = Outgoing()
         self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
         self._room: asyncio.Event | None = None
         self._is_writing = False
+        self._is_turn_open = False
         self._is_closed = False
         self._loop.add_reader(self._fd, self._on_readable)
         self._send_outgoing()
@@ -91,12 +89,12 @@ class Caller:
             timer = self._loop.call_at(self._loop.time() + deadline.remaining(), _expire, answered)
         call_id = 0
         try:
-            while self._unsent_size > HIGH_WATER:
+            while self._outgoing.size > HIGH_WATER:
                 await self._wait_for_room(answered)
             if not self.is_usable:
                 raise BrokenCallError("the server closed the connection", was_sent=False)
             call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), answered)
-            self._starts[call_id] = self._queued_total
+            self._starts[call_id] = self._outgoing.queued_total
             self._queue(frame)
             return await answered
         except TimeoutError:
@@ -170,10 +168,16 @@ class Caller:
             self.close("the server is leaving")
 
     def _queue(self, data: bytes | bytearray) -> None:
-        self._unsent.append(memoryview(data))
-        self._unsent_size += len(data)
-        self._queued_total += len(data)
-        if not self._is_writing:
+        """Send the first frame of a turn of the loop at once, and those that follow it together at the turn's end."""
+        self._outgoing.append(data)
+        if not self._is_writing and not self._is_turn_open:
+            self._is_turn_open = True
+            self._loop.call_soon(self._end_turn)
+            self._write()
+
+    def _end_turn(self) -> None:
+        self._is_turn_open = False
+        if not self._is_writing and not self._is_closed:
             self._write()
 
     def _send_outgoing(self) -> None:
@@ -181,27 +185,21 @@ class Caller:
             self._queue(data)
 
     def _write(self) -> None:
-        unsent = self._unsent
+        outgoing = self._outgoing
         try:
-            while unsent:
-                sent = self._sock.send(unsent[0], _SEND_FLAGS)
-                self._unsent_size -= sent
-                self._sent_total += sent
-                if sent == len(unsent[0]):
-                    unsent.popleft()
-                else:
-                    unsent[0] = unsent[0][sent:]
+            while outgoing.size:
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
             if not self._is_writing:
                 self._is_writing = True
                 self._loop.add_writer(self._fd, self._write)
         except OSError:
             # What the server said before it went is still there to be read: the reader closes.
-            unsent.clear()
+            outgoing.clear()
             self._stop_writing()
         else:
             self._stop_writing()
-        if self._room is not None and self._unsent_size <= LOW_WATER:
+        if self._room is not None and outgoing.size <= LOW_WATER:
             self._room.set()
             self._room = None
 
@@ -222,7 +220,7 @@ class Caller:
             self._greeted.exception()  # looked at: a caller that was cancelled leaves nobody to do it
         for call_id, ticket in self.protocol.in_flight.items():
             if not ticket.done():
-                was_sent = self._starts.get(call_id, 0) < self._sent_total
+                was_sent = self._starts.get(call_id, 0) < self._outgoing.sent_total
                 ruled_out = self.protocol.was_not_run(call_id)
                 ticket.set_exception(error or BrokenCallError(reason, was_sent=was_sent, is_ruled_out=ruled_out))
         self.protocol.in_flight.clear()

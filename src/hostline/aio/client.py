@@ -7,7 +7,6 @@ and obeys. It runs on asyncio's loop and on uvloop.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable
@@ -65,7 +64,7 @@ class Line:
         self._settings = settings
         self._connection: Caller | None = None
         self._opening: asyncio.Task[Caller] | None = None
-        self._leaving: set[Caller] = set()
+        self._callers: set[Caller] = set()  # every connection that is open, also those the server is leaving
         self._is_closed = False
         self._pid = os.getpid()
         _lines.add(self)
@@ -144,9 +143,8 @@ class Line:
             patience = Deadline.after(self._settings.reconnect_timeout)
             self._opening = asyncio.get_running_loop().create_task(self._open(patience))
             self._opening.add_done_callback(self._opened)
-        left = deadline.remaining()
         try:
-            async with asyncio.timeout(None if left == math.inf else left):
+            async with asyncio.timeout(_seconds(deadline)):
                 return await asyncio.shield(self._opening)
         except DeadlineExceededError:
             raise
@@ -183,9 +181,9 @@ class Line:
         except BaseException:
             sock.close()
             raise
-        self._leaving.add(connection)
+        self._callers.add(connection)
         try:
-            async with asyncio.timeout(deadline.remaining()):
+            async with asyncio.timeout(_seconds(deadline)):
                 await connection.greet()
         except TimeoutError:
             connection.close("no hello")
@@ -198,7 +196,7 @@ class Line:
         return connection
 
     def _ended(self) -> None:
-        self._leaving = {connection for connection in self._leaving if not connection.is_closed}
+        self._callers = {connection for connection in self._callers if not connection.is_closed}
 
     async def open_first(self) -> Caller:
         """Connect, so that a wrong address is told at once."""
@@ -222,7 +220,7 @@ class Line:
         opening, self._opening = self._opening, None
         if opening is not None:
             opening.cancel()
-        for connection in list(self._leaving):
+        for connection in list(self._callers):
             connection.close("the line was closed")
         self._connection = None
         await asyncio.sleep(0)
@@ -242,8 +240,13 @@ class Line:
 
     def forget_in_child(self) -> None:
         """In a forked child: what is connected is the parent's; close the copies."""
-        for connection in self._leaving:
+        for connection in self._callers:
             connection.forget_in_child()
+
+
+def _seconds(deadline: Deadline) -> float | None:
+    """Return the time left as `asyncio.timeout` takes it: None without a deadline."""
+    return None if deadline.is_never else deadline.remaining()
 
 
 class Connecting(Generic[T]):

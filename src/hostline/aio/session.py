@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +23,7 @@ from hostline.errors import (
 )
 from hostline.limits import (
     FRAME_TIMEOUT,
+    FRAMES_PER_TURN,
     HANDSHAKE_TIMEOUT,
     HIGH_WATER,
     LOW_WATER,
@@ -33,6 +33,7 @@ from hostline.limits import (
 )
 from hostline.protocol.admission import Verdict
 from hostline.protocol.connection import ServerConnection
+from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.context import Context
 from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
@@ -49,9 +50,6 @@ __all__ = ["RunningCall", "Session"]
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _CALL: Final = int(Kind.CALL)
-
-# The most buffers that one sendmsg takes (IOV_MAX).
-_MAX_BUFFERS: Final = 1024
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
@@ -111,12 +109,11 @@ class Session:
         "_is_writing",
         "_kept",
         "_loop",
+        "_outgoing",
         "_protocol",
         "_server",
         "_slow_timer",
         "_sock",
-        "_unsent",
-        "_unsent_size",
         "peer",
     )
 
@@ -129,8 +126,7 @@ class Session:
         self._protocol = ServerConnection(server.hello, server.max_frame_size)
         self._calls: dict[int, RunningCall] = {}
         self._kept: list[Frame] = []  # read while there was too much open, and not taken yet
-        self._unsent: deque[memoryview] = deque()
-        self._unsent_size = 0
+        self._outgoing = Outgoing()
         self._is_closed = False
         self._is_draining = False
         self._is_flushing = False
@@ -189,11 +185,19 @@ class Session:
             self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self._time_out, text)
 
     def _take(self, frames: list[Frame]) -> None:
-        """Take calls and cancellations in order until the peer has as much open as it may; the rest is kept."""
+        """Take calls and cancellations in order until the peer has as much open as it may; the rest is kept.
+
+        After `FRAMES_PER_TURN` the others get their turn first.
+        """
         for index, frame in enumerate(frames):
-            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._unsent_size > HIGH_WATER:
+            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > HIGH_WATER:
                 self._kept = frames[index:]
                 self._pause()
+                return
+            if index == FRAMES_PER_TURN:
+                self._kept = frames[index:]
+                self._pause()
+                self._loop.call_soon(self._resume)
                 return
             if frame.kind == _CALL:
                 self._on_call(frame)
@@ -212,7 +216,7 @@ class Session:
         """Read on, if there is room again and the events already read are taken."""
         if not self._is_paused or self._is_closed:
             return
-        if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._unsent_size > LOW_WATER:
+        if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > LOW_WATER:
             return
         self._is_paused = False
         if self._check_timer is not None:
@@ -220,6 +224,7 @@ class Session:
             self._check_timer = None
         frames, self._kept = self._kept, []
         self._take(frames)
+        self._flush_soon()
         if not self._is_paused and not self._is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
 
@@ -406,14 +411,13 @@ class Session:
         if self._is_closed:
             return
         buffers = self._protocol.data_to_send()
-        if len(buffers) == 1 and not self._unsent:
+        if len(buffers) == 1 and not self._outgoing.size:
             buffers = self._send_at_once(buffers[0])
         for buffer in buffers:
-            self._unsent.append(memoryview(buffer))
-            self._unsent_size += len(buffer)
-        if self._unsent and not self._is_writing:
+            self._outgoing.append(buffer)
+        if self._outgoing.size and not self._is_writing:
             self._write()
-        if self._is_paused or self._is_held or self._is_draining or self._unsent_size > HIGH_WATER:
+        if self._is_paused or self._is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self._regulate()
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
@@ -429,22 +433,10 @@ class Session:
         self._regulate()
 
     def _write(self) -> None:
-        unsent = self._unsent
+        outgoing = self._outgoing
         try:
-            while unsent:
-                if len(unsent) == 1:
-                    sent = self._sock.send(unsent[0], _SEND_FLAGS)
-                else:
-                    sent = self._sock.sendmsg(
-                        [unsent[i] for i in range(min(len(unsent), _MAX_BUFFERS))], [], _SEND_FLAGS
-                    )
-                self._unsent_size -= sent
-                while sent:
-                    if sent >= len(unsent[0]):
-                        sent -= len(unsent.popleft())
-                    else:
-                        unsent[0] = unsent[0][sent:]
-                        sent = 0
+            while outgoing.size:
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
             if not self._is_writing:
                 self._is_writing = True
@@ -461,13 +453,14 @@ class Session:
         """Hold or resume this peer's calls by how much it leaves unread, and close when it is drained."""
         if self._is_closed:
             return
-        if self._unsent_size > HIGH_WATER:
+        if self._outgoing.size > HIGH_WATER:
+            self._pause()  # pings want answers too: nothing more is read from a peer that reads nothing
             if not self._is_held:
                 self._is_held = True
                 self._server.admission.hold(self)
                 text = f"answers were left unread for {SLOW_READER_TIMEOUT} seconds"
                 self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
-        elif self._is_held and self._unsent_size <= LOW_WATER:
+        elif self._is_held and self._outgoing.size <= LOW_WATER:
             self._is_held = False
             if self._slow_timer is not None:
                 self._slow_timer.cancel()
@@ -476,7 +469,7 @@ class Session:
             self._server.start_waiting()
         if self._is_paused:
             self._resume()
-        if self._is_draining and not self._calls and not self._unsent and not self._kept:
+        if self._is_draining and not self._calls and not self._outgoing.size and not self._kept:
             self.close()
 
     # --- the end -------------------------------------------------------------------------------------
@@ -526,7 +519,7 @@ class Session:
             if timer is not None:
                 timer.cancel()
         self._kept.clear()
-        self._unsent.clear()
+        self._outgoing.clear()
         for call in list(self._calls.values()):
             self._end(call)
             self._stop(call, None)

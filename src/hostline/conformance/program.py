@@ -36,6 +36,9 @@ __all__ = ["ABILITIES", "Received", "describe_error", "perform", "run_subject"]
 
 ABILITIES = ("serve", "ask", "connect", "receive_fds", "receive_packet")
 
+# Characters of a peer's error text that are kept: an event has to fit into one atomic write to a pipe, 4096 bytes.
+TEXT_SIZE = 600
+
 Emit = Callable[..., None]
 
 
@@ -62,7 +65,7 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "errno": errno.errorcode.get(number, str(number)) if number is not None else "",
-        "text": str(error),
+        "text": str(error)[:TEXT_SIZE],
         "is_timeout": isinstance(error, TimeoutError),
     }
 
@@ -79,7 +82,7 @@ def _serve(subject: ModuleType, command: dict[str, Any], emit: Emit) -> None:
 
 
 def _ask(subject: ModuleType, command: dict[str, Any], emit: Emit) -> None:
-    emit("result", answer=subject.ask(command["path"], command["timeout"]))
+    emit("result", answer=subject.ask(command["path"], command["timeout"])[:TEXT_SIZE])
 
 
 def _connect(subject: ModuleType, command: dict[str, Any], emit: Emit) -> None:

@@ -141,6 +141,7 @@ class Workshop:
         self._children: dict[int, Child] = {}
         self._buffer = b""
         self._hello: dict[str, Any] | None = None
+        self._is_closed = False
         with open(self._logs / "workshop", "wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "hostline.conformance.foreman", module, str(directory)],
@@ -210,24 +211,32 @@ class Workshop:
 
     def close(self) -> None:
         """Kill every process of this subject and the workshop itself; nothing of it runs afterwards."""
-        with contextlib.suppress(WorkshopError):
-            for child in self._children.values():
-                child.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not stream.closed:
-                if stream is self._process.stdout:
-                    self._selector.close()
-                stream.close()
+        if self._is_closed:
+            return
         try:
-            self._process.wait(KILL_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            # Its children first, while their parent has not reaped them: their numbers cannot be somebody else's.
-            for child in self._children.values():
-                if child.pid and not child.has_exited:
-                    with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(WorkshopError):
+                for child in self._children.values():
+                    child.kill()
+        finally:
+            self._is_closed = True
+            self._selector.close()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+            try:
+                self._process.wait(KILL_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._kill_orphans()
+
+    def _kill_orphans(self) -> None:
+        """Kill what a workshop that died too early has left; known by its session, a number that is not reused."""
+        for child in self._children.values():
+            if child.pid and not child.has_exited:
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getsid(child.pid) == self._process.pid:
                         os.killpg(child.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.wait()
 
 
 def _environment(directory: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The payment service: what it offers is above, what makes it a process of the demo below.
+"""The payment service: its methods first, and what makes it a process of the demo below.
 
-    python -m hostline.demo.payments            serves `payments` in the runtime directory
-    hostline serve hostline.demo.payments:payments
+    python -m hostline.demo.payments                     serves `payments` in the runtime directory
+    hostline serve hostline.demo.payments:payments       the same
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from hostline.aio.server import Server
 from hostline.aio.service import Service
@@ -25,7 +26,7 @@ from hostline.demo.model import (
     Settled,
     UnknownReceipt,
 )
-from hostline.demo.processes import follow_parent, tell_parent
+from hostline.demo.processes import end_with_parent, tell_parent
 from hostline.demo.receipts import Counter
 from hostline.errors import AddressInUseError, HostlineError
 
@@ -33,6 +34,9 @@ __all__ = ["main", "payments"]
 
 # Seconds that the bank takes to answer.
 _BANK = 0.005
+
+# Seconds between two looks whether the address has become free.
+_PATIENCE = 0.01
 
 payments = Service("payments", version="1", doc="Takes money from cards and gives it back. None of it is real.")
 journal = Journal()
@@ -47,7 +51,7 @@ def quote(order: Order) -> Quote:
 
 @payments.method(raises=CardDeclined)
 def charge(charge: Charge) -> Receipt:
-    """Take money from a card. Calling it twice takes it twice: a client never repeats it by itself."""
+    """Take money from a card; calling it twice takes it twice, so that no client repeats it by itself."""
     return journal.charge(charge)
 
 
@@ -82,24 +86,18 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m hostline.demo.payments", description=payments.doc)
     parser.add_argument("address", nargs="?", default="payments", help="where to serve: a bare name or a path")
-    parser.add_argument("--journal", metavar="FILE", help="write what happens to this new file")
-    parser.add_argument("--counter", metavar="ADDRESS", help="hand out the day's receipts at this seqpacket socket")
+    parser.add_argument("--journal", metavar="FILE", help="write what happens into this new file")
+    parser.add_argument("--counter", metavar="ADDRESS", help="hand out the day's receipts at a socket of their own")
     parser.add_argument("--succeed", action="store_true", help="wait until whoever holds the address lets go of it")
-    parser.add_argument("--child", action="store_true", help="tell standard output what happens, end with standard input")
+    parser.add_argument("--leash", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
-    if options.child:
-        follow_parent()
+    if options.leash:
+        end_with_parent()
     global journal
     journal = Journal(options.journal)
     counter = Counter(options.counter, journal) if options.counter else None
-
-    def started(server: Server) -> None:
-        if counter is not None:
-            counter.open()
-        tell_parent("serving", server.address)
-
     try:
-        _run(options.address, started, is_patient=options.succeed)
+        _run(options.address, lambda server: tell_parent("serving", server.address), is_patient=options.succeed)
     except HostlineError as error:
         sys.exit(f"payments: {error}")
     finally:
@@ -108,7 +106,20 @@ def main(arguments: list[str] | None = None) -> None:
         journal.close()
 
 
-def _run(address: str, started: object, *, is_patient: bool) -> None: ...
+def _run(address: str, on_start: Callable[[Server], None], *, is_patient: bool) -> None:
+    """Serve; a patient one tries until the address is free."""
+    has_told = False
+    while True:
+        try:
+            payments.run(address, on_start=on_start)
+            return
+        except AddressInUseError as error:
+            if not is_patient:
+                raise
+            if not has_told:
+                has_told = True
+                tell_parent("waiting", str(error))
+            time.sleep(_PATIENCE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One connection of the blocking client: connect, check the server, be greeted, make calls one at a time.
+"""One connection of the blocking client: be greeted, then make calls one at a time.
 
 Reads in the caller's own thread; a second thread waits for a connection of its own (client.py). After a timeout or a
 broken connection it is of no more use.
@@ -24,7 +24,6 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.sockets import check_server, connect_blocking
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -37,18 +36,24 @@ class Caller:
 
     __slots__ = ("_poll_in", "_sock", "peer", "protocol")
 
-    def __init__(self, settings: LineSettings, deadline: Deadline) -> None:
-        """Connect, check the server, and be greeted.
+    def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, deadline: Deadline) -> None:
+        """Take over a connected socket and be greeted.
+
+        Args:
+            sock: A connected stream socket; it is this object's from now on, also on failure.
+            peer: Who runs the server.
+            settings: Of the line.
+            deadline: When to stop waiting for the greeting.
 
         Raises:
-            SocketError: The server cannot be reached.
-            PeerRefusedError: The server is not who it should be, or does not admit us.
-            UnavailableError: The server is leaving.
+            PeerRefusedError: The server does not admit us.
+            UnavailableError: The server is leaving, or closed the connection.
+            SocketTimeoutError: It does not greet.
             RemoteProtocolError: It does not speak this protocol.
         """
-        self._sock = connect_blocking(settings.address, "stream", deadline)
+        self._sock = sock
+        self.peer = peer
         try:
-            self.peer: Peer = check_server(self._sock, settings.server, settings.address, "stream")
             poll = select.poll()
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll

@@ -45,6 +45,7 @@ from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
 from hostline.unix.address import Address
 from hostline.unix.credentials import Peers
+from hostline.unix.sockets import check_server, connect_blocking
 
 __all__ = ["Line", "connect"]
 
@@ -195,7 +196,31 @@ class Line:
         """Connect again, waiting for a server that restarts; the first error is raised when time is up."""
         settings = self._settings
         patience = Deadline.after(settings.reconnect_timeout).earlier(deadline)
-        return _open(settings, patience, deadline)
+        return self._reach(patience, deadline)
+
+    def _reach(self, patience: Deadline, deadline: Deadline | None) -> Caller:
+        """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
+        backoff = Backoff()
+        while True:
+            limit = Deadline.after(self._settings.connect_timeout)
+            try:
+                return self._connect(limit if deadline is None else limit.earlier(deadline))
+            except _ABSENT:
+                left = patience.remaining()
+                if left <= 0:
+                    raise
+                time.sleep(min(backoff.pause(), left))
+
+    def _connect(self, deadline: Deadline) -> Caller:
+        """Connect once, and check the server before a byte is sent."""
+        settings = self._settings
+        sock = connect_blocking(settings.address, "stream", deadline)
+        try:
+            peer = check_server(sock, settings.server, settings.address, "stream")
+        except BaseException:
+            sock.close()
+            raise
+        return Caller(sock, peer, settings, deadline)
 
     def open_first(self) -> Caller:
         """Connect, so that a wrong address is told at once.
@@ -205,7 +230,7 @@ class Line:
         settings = self._settings
         first: Caller | None = None
         for _ in range(max(1, self._pool_settings.min_size)):
-            connection = _open(settings, Deadline.after(settings.wait), None)
+            connection = self._reach(Deadline.after(settings.wait), None)
             with self._lock:
                 self._pool.may_open()
                 self._open.add(connection)
@@ -262,20 +287,6 @@ class Line:
         for connection in self._open:
             connection.close()
         self._reset()
-
-
-def _open(settings: LineSettings, patience: Deadline, deadline: Deadline | None) -> Caller:
-    """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
-    backoff = Backoff()
-    while True:
-        limit = Deadline.after(settings.connect_timeout)
-        try:
-            return Caller(settings, limit if deadline is None else limit.earlier(deadline))
-        except _ABSENT:
-            left = patience.remaining()
-            if left <= 0:
-                raise
-            time.sleep(min(backoff.pause(), left))
 
 
 @overload

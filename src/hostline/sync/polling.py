@@ -73,6 +73,7 @@ class Endpoint:
         "_is_closed",
         "_released",
         "_sock",
+        "_unreleased",
         "_users",
         "_wakeup",
         "address",
@@ -123,12 +124,13 @@ class Endpoint:
         if self._is_closed:
             return
         released = self._released = threading.Event()
-        # The order matters: whoever signs in after the next line sees it, whoever did before is seen below.
+        # Sign in like everybody, so that nothing is released while others are being woken. The order matters: whoever
+        # signs in after the flag is set sees it, whoever did before is seen and woken.
+        self._users.append(threading.get_ident())
         self._is_closed = True
-        if self._users:
+        if len(self._users) > 1:
             self._wake()
-        if not self._users:
-            self._release_once()
+        self._leave()
         # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
         if self._wakeup is not None and threading.get_ident() not in self._users:
             released.wait(_LEAVE_TIMEOUT)
@@ -157,7 +159,7 @@ class Endpoint:
             self._wakeup.set()
 
     def _release_once(self) -> None:
-        """Release, unless another thread is at it: the last to leave and the one that closes may both find nobody in."""
+        """Release, unless another thread is at it: two that leave together may both find nobody in."""
         try:
             self._unreleased.pop()
         except IndexError:

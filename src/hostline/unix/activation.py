@@ -220,9 +220,11 @@ def _run(fds: Sequence[int], names: Sequence[str], command: Sequence[str]) -> in
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
-            number, is_sent_to_group = _next_signal(watched)
+            number, is_from_kernel = _next_signal(watched)
             # Ctrl-C reaches the terminal's whole foreground group by itself. Told twice, many programs give up at once.
-            if number != signal.SIGCHLD and not (is_sent_to_group and os.getpgid(pid) == os.getpgrp()):
+            # (A hangup is different: it reaches only the session's leader, which may be us.)
+            is_typed = is_from_kernel and number in (signal.SIGINT, signal.SIGQUIT)
+            if number != signal.SIGCHLD and not (is_typed and os.getpgid(pid) == os.getpgrp()):
                 os.kill(pid, number)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
@@ -230,7 +232,7 @@ def _run(fds: Sequence[int], names: Sequence[str], command: Sequence[str]) -> in
 
 
 def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
-    """Wait for a signal; also say whether the terminal sent it, to every process of our group."""
+    """Wait for a signal; also say whether the kernel sent it (a terminal did), and not a process."""
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(watched)
         return info.si_signo, info.si_code > 0  # SI_KERNEL is 128; kill and sigqueue give 0 and less

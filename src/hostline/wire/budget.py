@@ -7,12 +7,31 @@ in them, and is skipped where the size alone proves the bound. Source: the Messa
 
 from __future__ import annotations
 
+import enum
+import sys
 from typing import Final
 
 from hostline.errors import RemoteProtocolError
 from hostline.limits import MAX_DEPTH, MAX_ELEMENTS
 
-__all__ = ["check_budget"]
+__all__ = ["SHALLOW", "Extent", "check_budget"]
+
+# Levels of nesting that no thread's C stack minds. The decoder stops at Python's own recursion limit; a program that
+# has raised it far beyond this would crash on what a declared type skips (a megabyte of `[[[[` in an unknown field).
+SHALLOW: Final = 10_000
+
+
+class Extent(enum.IntEnum):
+    """How much of a payload's form its declared type leaves to the sender.
+
+    FIXED: nothing, a struct of scalars. LONG: how many values, as in a list of numbers. DEEP: how many levels as
+    well, as in `Any` and in types that contain themselves.
+    """
+
+    FIXED = 0
+    LONG = 1
+    DEEP = 2
+
 
 # Every byte that cannot open a container. What is left after deleting these is an upper bound for the nesting.
 _NOT_CONTAINERS: Final = bytes(b for b in range(256) if not (0x80 <= b <= 0x9F or 0xDC <= b <= 0xDF))
@@ -27,18 +46,27 @@ _EXTENSION: Final = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 _CONTAINER: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, elements each
 
 
-def check_budget(payload: bytes, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS) -> None:
+def check_budget(
+    payload: bytes, extent: Extent = Extent.DEEP, *, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS
+) -> None:
     """Refuse a MessagePack payload that nests too deep or holds too many elements.
 
     Args:
         payload: One or more encoded values.
+        extent: What the declared type leaves to the sender; the rest needs no look.
         max_depth: Levels of arrays and maps allowed.
         max_elements: Values allowed in all, keys counted as well.
 
     Raises:
         RemoteProtocolError: A bound is broken, or the bytes are not MessagePack.
     """
-    if len(payload) <= max_elements and len(payload.translate(None, _NOT_CONTAINERS)) <= max_depth:
+    size = len(payload)
+    if extent is Extent.DEEP:
+        if size <= max_elements and len(payload.translate(None, _NOT_CONTAINERS)) <= max_depth:
+            return
+    elif (extent is Extent.FIXED or size <= max_elements) and (
+        size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW
+    ):
         return
     _walk(payload, max_depth, max_elements)
 
@@ -59,7 +87,7 @@ def _walk(payload: bytes, max_depth: int, max_elements: int) -> None:
         elements += 1
         if elements > max_elements:
             raise RemoteProtocolError(f"payload has more than max_elements {max_elements} values")
-        children = 0
+        children = -1  # not a container
         if head <= 0x7F or head >= 0xE0:
             pass
         elif head <= 0x8F:
@@ -86,10 +114,10 @@ def _walk(payload: bytes, max_depth: int, max_elements: int) -> None:
             raise RemoteProtocolError(f"payload has more than max_elements {max_elements} values")
         if open_counts:
             open_counts[-1] -= 1
-        if children:
-            open_counts.append(children)
-            if len(open_counts) > max_depth:
+        if children >= 0:
+            if len(open_counts) >= max_depth:
                 raise RemoteProtocolError(f"payload nests deeper than max_depth {max_depth} levels")
+            open_counts.append(children)
         while open_counts and not open_counts[-1]:
             open_counts.pop()
     if at > size or open_counts:

@@ -70,7 +70,7 @@ def _judge_connect(event: dict[str, Any]) -> Cell:
         return Cell.miss(f"spins (CPU {cpu / seconds:.0%})", failure.full)
     if not failure.is_timeout:
         return Cell.miss(f"waits {seconds:.1f} s, then {failure}", failure.full)
-    return Cell.ok(f"waits {seconds:.1f} s, then {failure.type}", failure.full)
+    return Cell.ok(f"waits {seconds:.1f} s, then {failure.type}", f"CPU {cpu / seconds:.1%} of a core; {failure.full}")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,137 @@
+"""`hostline serve`: serve a service that a Python module declares."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hostline.cli.exits import CommandError, UsageError
+from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
+from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+__all__ = ["EXAMPLES", "serve"]
+
+EXAMPLES = """\b
+Examples:
+  hostline serve payments:payments
+  hostline serve ./payments.py:payments --concurrency 10 --loop uvloop
+  hostline serve shop.orders:orders --address /run/shop/orders.sock --mode 0660 --group shop
+  hostline serve shop.orders:orders --address fd:3       on a socket that systemd opened
+"""
+
+
+class LoopKind(enum.StrEnum):
+    """Event loops that a service runs on."""
+
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+
+
+class LogLevel(enum.StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def serve(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:SERVICE",
+            help="A module, or a .py file, and the name of the service in it; the name may be left out if it is the only one.",
+            show_default=False,
+        ),
+    ],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            "-a",
+            metavar="ADDRESS",
+            help="Where to serve; the service's own name in the runtime directory unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Mode = None,
+    owner: Owner = None,
+    group: Group = None,
+    backlog: Annotated[
+        int | None,
+        typer.Option("--backlog", min=0, help="Connections that wait to be accepted.", show_default="as many as the host allows"),
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Handlers that run at once.")] = DEFAULT_CONCURRENCY,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, help="Calls that wait behind them; the next is refused at once.")
+    ] = DEFAULT_QUEUE,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Worker threads for def handlers.")] = DEFAULT_THREADS,
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
+    ] = DEFAULT_GRACE,
+    loop: Annotated[LoopKind, typer.Option("--loop", help="The event loop.")] = LoopKind.ASYNCIO,
+    log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")] = LogLevel.INFO,
+) -> None:
+    """Serve a service until SIGTERM or Ctrl-C; calls that run then are finished first.
+
+    The working directory is searched for the module. The socket file has mode 0600, and only you and root are admitted,
+    unless --mode says otherwise.
+    """
+    permissions = None if mode is None else parse_mode(mode)
+    limit = time_limit(grace, "--grace")
+    from hostline.cli.loading import load_service
+
+    loop_factory = _loop_factory(loop)
+    _start_logging(log_level)
+    service = load_service(target)
+    try:
+        service.run(
+            address,
+            mode=permissions,
+            owner=account(owner),
+            group=account(group),
+            backlog=backlog,
+            concurrency=concurrency,
+            queue=queue,
+            threads=threads,
+            grace=limit,
+            loop_factory=loop_factory,
+        )
+    except ValueError as error:
+        # No such user or group, or numbers that do not go together; hostline's own ValueErrors have better words.
+        raise _as_usage(error) from error
+
+
+def _as_usage(error: ValueError) -> Exception:
+    from hostline.errors import HostlineError
+
+    return error if isinstance(error, HostlineError) else UsageError(str(error))
+
+
+def _loop_factory(kind: LoopKind) -> Callable[[], AbstractEventLoop] | None:
+    if kind is LoopKind.ASYNCIO:
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        message = 'uvloop is not installed; the extra hostline[uvloop] brings it: pip install "hostline[uvloop]"'
+        raise CommandError(message) from None
+    factory: Any = uvloop.new_event_loop
+    return factory  # type: ignore[no-any-return]
+
+
+def _start_logging(level: LogLevel) -> None:
+    """Log to standard error, unless the module that is served has its own mind (it is imported afterwards)."""
+    import logging
+
+    logging.basicConfig(
+        stream=sys.stderr, level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
