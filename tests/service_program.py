@@ -1,7 +1,7 @@
 """A service in a process of its own, for the tests that send signals to servers: `python -m tests.service_program`.
 
-Handlers write each of their runs to a journal file, one line in one `write`, so that the test can count what was run also
-after the process was killed.
+Handlers write each of their runs to a journal file, one line in one `write`, so that the test can count what was run
+also after the process was killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real servers for the tests of calls: in a thread with a loop of its own, or in a process; and both faces to call them.
+"""Real servers for the tests of calls, in a thread with its own loop or in a process, and both faces to call them.
 
 The blocking half of a test drives everything: a server runs in its thread, the asyncio line in another, so that one
 test speaks for blocking code, asyncio and uvloop alike.
@@ -392,7 +392,7 @@ def held_service(journal: Journal, gate: threading.Event, name: str = "held") ->
     async def task(label: str) -> str:
         journal.write(f"started {label}")
         try:
-            while not gate.is_set():
+            while not gate.is_set():  # noqa: ASYNC110 - the gate is opened from another thread
                 await asyncio.sleep(0.001)
         except asyncio.CancelledError:
             journal.write(f"cancelled {label}")

@@ -3,6 +3,9 @@
 The state machine (protocol/connection.py) says what the bytes mean, the server's admission which calls run. This
 module waits, reads, writes and obeys. A session stops reading while its peer has too many calls open or leaves too
 many answers unread, so that a flood stays in the flooder's own socket buffer.
+
+More than 400 lines, because reading, running and writing share their state at every step: what is unread decides
+what is read and what is run.
 """
 
 from __future__ import annotations

@@ -56,8 +56,15 @@ class Flag(enum.IntFlag):
 FLAGS: Final[dict[int, int]] = {int(k): int(Flag.DEADLINE | Flag.NAMED) if k is Kind.CALL else 0 for k in Kind}
 
 
+# Frames about the connection as a whole have call id 0, all others name a call; these have no payload. Whatever a field
+# may not hold is a violation, for the same reason as unknown flags.
+_ABOUT_CONNECTION: Final = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY})
+_WITHOUT_PAYLOAD: Final = frozenset({Kind.CANCEL, Kind.PING, Kind.PONG})
+
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _HELLO: Final = int(Kind.HELLO)
+_CALL: Final = int(Kind.CALL)
+_ERROR: Final = int(Kind.ERROR)
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
@@ -104,11 +111,12 @@ class FrameDecoder:
         max_frame_size: Largest payload in bytes after the hello.
     """
 
-    __slots__ = ("_buffer", "_limit", "_max_frame_size", "_needed")
+    __slots__ = ("_buffer", "_has_met", "_limit", "_max_frame_size", "_needed")
 
     def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
         self._max_frame_size = max_frame_size
-        self._limit = min(MAX_HELLO_SIZE, max_frame_size)
+        self._limit = MAX_HELLO_SIZE
+        self._has_met = False
         self._buffer = bytearray()
         self._needed = HEADER_SIZE
 
@@ -120,6 +128,7 @@ class FrameDecoder:
     def expect_frames(self) -> None:
         """Apply the full bound: the peer has said hello."""
         self._limit = self._max_frame_size
+        self._has_met = True
 
     def receive_data(self, data: bytes) -> list[Frame]:
         """Return the frames that `data` completes, in order.
@@ -142,8 +151,15 @@ class FrameDecoder:
         start = 0
         while size - start >= HEADER_SIZE:
             length, kind, flags, fd_count, call_id, method = _unpack_header(data, start)
-            if length > self._limit or fd_count or not 1 <= kind <= 11 or (flags and flags & ~_FLAGS[kind]):
-                self._check(length, kind, flags, fd_count)
+            # One look for calls and answers, which are nearly all there is; the rest is checked in full.
+            if (
+                length > self._limit
+                or fd_count
+                or not _CALL <= kind <= _ERROR
+                or (flags and flags & ~_FLAGS[kind])
+                or (method and kind != _CALL)
+            ):
+                self._check(length, kind, flags, fd_count, call_id, method)
             end = start + HEADER_SIZE + length
             if end > size:
                 self._keep(data, start, end - start)
@@ -162,13 +178,22 @@ class FrameDecoder:
         self._buffer += data[start:] if start else data
         self._needed = needed
 
-    def _check(self, length: int, kind: int, flags: int, fd_count: int) -> None:
+    def _check(self, length: int, kind: int, flags: int, fd_count: int, call_id: int, method: int) -> None:
         if not 1 <= kind <= 11:
             raise RemoteProtocolError(f"frame kind {kind} is unknown: kinds are 1 to 11")
+        name = Kind(kind).name.lower()
         if length > self._limit:
-            what = "max_frame_size" if self._limit == self._max_frame_size else "the limit for a hello,"
-            raise RemoteProtocolError(f"frame of {length} bytes exceeds {what} {self._limit}")
+            bound = "max_frame_size" if self._has_met else "max_hello_size"
+            raise RemoteProtocolError(f"{name} frame of {length} bytes exceeds {bound} {self._limit}")
         if flags & ~FLAGS[kind]:
-            raise RemoteProtocolError(f"flags {flags:#04x} are not defined for {Kind(kind).name.lower()} frames")
+            raise RemoteProtocolError(f"flags {flags:#04x} are not defined for {name} frames")
         if fd_count:
-            raise RemoteProtocolError(f"frame announces {fd_count} descriptors where none are accepted")
+            raise RemoteProtocolError(f"{name} frame announces {fd_count} descriptors where none are accepted")
+        if length and kind in _WITHOUT_PAYLOAD:
+            raise RemoteProtocolError(f"{name} frame has a payload of {length} bytes where none belongs")
+        if method and kind != _CALL:
+            raise RemoteProtocolError(f"{name} frame names method {method}: only calls do")
+        if (call_id != 0) is (kind in _ABOUT_CONNECTION):
+            raise RemoteProtocolError(
+                f"{name} frame names call {call_id}: it is about {'a call' if call_id == 0 else 'the connection'}"
+            )
