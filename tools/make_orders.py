@@ -141,6 +141,8 @@ def line(order: dict[str, Any]) -> str:
     return json.dumps(order, separators=(",", ":"))
 
 
+BAD_DATES = ("2026-02-30", "02.03.2026")
+
 # Each makes a malformed line out of a good order; the number says how often this kind came before.
 FAULTS: tuple[Callable[[dict[str, Any], int], str], ...] = (
     lambda order, n: line({key: value for key, value in order.items() if key != "sku"}),
@@ -148,7 +150,7 @@ FAULTS: tuple[Callable[[dict[str, Any], int], str], ...] = (
     lambda order, n: changed(order, quantity=-order["quantity"]),
     lambda order, n: changed(order, quantity=order["quantity"] * 1_000_000),
     lambda order, n: changed(order, currency=("BTC", "eur", "XAU", "DEM", "")[n % 5]),
-    lambda order, n: changed(order, placed_at=order["placed_at"].replace("2026-03-02", ("2026-02-30", "02.03.2026")[n % 2])),
+    lambda order, n: changed(order, placed_at=order["placed_at"].replace("2026-03-02", BAD_DATES[n % 2])),
     lambda order, n: changed(order, price_cents=f"{order['price_cents'] / 100:.2f}"),
     lambda order, n: line(order)[: 40 + 7 * n],
     lambda order, n: changed(order, coupon=("SPRING", "WELCOME10", "TEATIME")[n % 3]),

@@ -57,6 +57,10 @@ CONNECT_RETRY_LONGEST = 0.05
 DEFAULT_MAX_FRAME_SIZE = 1 << 20
 HARD_MAX_FRAME_SIZE = 16 << 20
 
+# The least that a peer may name as its largest payload. Every error and every farewell fits into it; without it a peer
+# that names 1 could be answered nothing at all, and each answer would be one more failure in the server's log.
+MIN_MAX_FRAME_SIZE = 1 << 10
+
 # A hello is a list of names: a peer that has not yet introduced itself may not make us hold more.
 MAX_HELLO_SIZE = 64 << 10
 

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from hostline.conformance.subjects import Received
 
 MODE: int | None = 0o600  # None: what the umask leaves
-STARTS = True
-HANGS = False  # neither starts nor fails
+STARTS: bool | None = True  # None: neither starts nor fails
+HANGS = False  # where something lies at the path
 RECLAIMS = "dead"  # never | dead | socket (also a live one) | anything
 FOLLOWS = False  # judges what a symlink points to
 LOCKS = True
@@ -42,6 +42,8 @@ PACKETS = "strict"  # strict | silent | told | whole
 
 
 def serve(path: str, ready: Callable[[], None]) -> None:
+    if STARTS is None:
+        time.sleep(60)
     if not STARTS:
         raise RuntimeError("planted failure")
     lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostline.conformance import COLUMNS, Cell, column_keys, run_conformance
+from hostline.conformance.probes import stage, starts
 
 PLANTED = Path(__file__).with_name("planted.py")
 
@@ -87,20 +88,28 @@ def test_the_probe_judges_the_planted_server(
     assert observed in cell.observed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "knobs", "verdict", "observed"),
     [
+        ("mode_022", {"STARTS": None}, "error", "does not start: neither starts nor fails"),
         ("ordinary", {"HANGS": True}, "miss", "kept, but neither starts nor fails"),
         ("symlink", {"HANGS": True}, "miss", "link to a file: neither starts nor fails"),
         ("long_path", {"LONG": "hangs"}, "miss", "neither starts nor fails"),
-        ("close_own", {"STOPS": False}, "error", "still running 8 s after SIGTERM"),
-        ("close_foreign", {"STOPS": False}, "error", "still running 8 s after SIGTERM"),
+        ("second_start", {"HANGS": True, "LOCKS": False}, "miss", "neither starts nor fails"),
+        ("close_own", {"STOPS": False}, "error", "still running 1 s after SIGTERM"),
+        ("close_foreign", {"STOPS": False}, "error", "still running 1 s after SIGTERM"),
     ],
 )
 def test_the_probe_gives_up_on_a_server_that_hangs(
-    sock_dir: Path, key: str, knobs: dict[str, object], verdict: str, observed: str
+    sock_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    knobs: dict[str, object],
+    verdict: str,
+    observed: str,
 ) -> None:
+    monkeypatch.setattr(stage, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(starts, "CLOSE_TIMEOUT", 1.0)
     test_the_probe_judges_the_planted_server(sock_dir, key, knobs, verdict, observed)
 
 

@@ -63,10 +63,17 @@ def test_asyncio_is_seen_to_take_a_live_path() -> None:
     assert row.cells["first_after"].verdict == "miss"
 
 
+def test_a_server_on_a_lent_listener_misses_nothing_that_concerns_its_file() -> None:
+    (row,) = run_conformance([str(Path(__file__).with_name("lent.py"))]).rows
+    seen = {key: cell.verdict for key, cell in row.cells.items()}
+    without = {"full_backlog", "inherited", "short_packet", "short_fds"}
+    assert seen == {key: "n/a" if key in without else "ok" for key in column_keys()}, row.cells
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_an_installed_peer_is_probed_whole(name: str) -> None:
-    if dict((subject.name, version) for subject, version in list_subjects())[name] is None:
+    if {subject.name: version for subject, version in list_subjects()}[name] is None:
         pytest.skip(f"{name} is not installed")
     report = run_conformance([name], trials=2)
     assert "error" not in verdicts(report, name).values(), report.rows
@@ -157,9 +164,13 @@ def test_a_subject_that_does_not_import_gets_errors_with_the_reason(sock_dir: Pa
 
 def test_a_subject_that_kills_its_own_workshop_gets_errors_and_the_run_goes_on(sock_dir: Path) -> None:
     deadly = sock_dir / "deadly.py"
-    deadly.write_text(
-        "import os, signal, time\ndef serve(path, ready):\n    os.kill(os.getppid(), signal.SIGKILL)\n    time.sleep(600)\n"
-    )
+    lines = [
+        "import os, signal, time",
+        "def serve(path, ready):",
+        " os.kill(os.getppid(), signal.SIGKILL)",
+        " time.sleep(600)",
+    ]
+    deadly.write_text("\n".join(lines))
     first, second = run_conformance([str(deadly), "socket"], ["mode_022"]).rows
     assert first.cells["mode_022"].verdict == "error"
     assert second.cells["mode_022"].verdict == "ok"
@@ -180,8 +191,14 @@ def test_a_long_error_text_is_cut_and_breaks_nothing(sock_dir: Path) -> None:
 
 
 def test_what_a_subject_prints_does_not_disturb_the_judge(sock_dir: Path) -> None:
-    text = "import os\nprint('{\"id\": 1}')\ndef serve(path, ready):\n    os.write(1, b'noise\\n' * 1000)\n    raise OSError('no')\n"
-    (sock_dir / "loud.py").write_text(text)
+    lines = [
+        "import os",
+        "print({'id': 1})",
+        "def serve(path, ready):",
+        " os.write(1, b'{}' * 9999)",
+        " raise OSError('no')",
+    ]
+    (sock_dir / "loud.py").write_text("\n".join(lines))
     (row,) = run_conformance([str(sock_dir / "loud.py")], ["ordinary"]).rows
     assert row.cells["ordinary"].verdict == "ok"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
@@ -35,12 +36,13 @@ from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
     Repeats,
+    check_returns,
     deadline_error,
     read_answer,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
 from hostline.unix.address import Address
-from hostline.unix.credentials import Peers
+from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import check_server
 
 __all__ = ["Connecting", "Line", "connect"]
@@ -116,6 +118,7 @@ class Line:
         idempotent: bool = False,
     ) -> Any:
         """Call a method with its arguments given as a tuple and a dict; otherwise as `call`."""
+        check_returns(returns)
         seconds, deadline = self._settings.deadline(timeout)
         repeats = Repeats(method, idempotent)
         while True:
@@ -174,9 +177,8 @@ class Line:
 
     async def _connect(self, deadline: Deadline) -> Caller:
         settings = self._settings
-        sock = await connected_socket(settings.address, "stream", deadline)
+        sock, peer = await self._connected(deadline)
         try:
-            peer = check_server(sock, settings.server, settings.address, "stream")
             connection = Caller(sock, peer, settings, self._ended)
         except BaseException:
             sock.close()
@@ -194,6 +196,16 @@ class Line:
             raise
         self._connection = connection
         return connection
+
+    async def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
+        """Return a new connection and who runs the server: the one step that knows what kind of address it is."""
+        settings = self._settings
+        sock = await connected_socket(settings.address, "stream", deadline)
+        try:
+            return sock, check_server(sock, settings.server, settings.address, "stream")
+        except BaseException:
+            sock.close()
+            raise
 
     def _ended(self) -> None:
         self._callers = {connection for connection in self._callers if not connection.is_closed}

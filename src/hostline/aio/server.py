@@ -34,7 +34,7 @@ from hostline.limits import (
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
-from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, describe_service
+from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
 from hostline.rpc.service import Method, ServiceBase
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
@@ -151,7 +151,7 @@ class Server:
         """
         if self._is_stopping:
             if grace == 0:
-                self._abort("the service was stopped")
+                self._idle.set()  # as if all were done: ends the wait for what runs
             await self._closed.wait()
             return
         self._is_stopping = True
@@ -159,19 +159,15 @@ class Server:
             self._stop_accepting()
             for session in list(self._sessions):
                 session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down")
-            seconds = self.settings.grace if grace is None else grace
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._wait_idle()
+            await self._wait_idle(self.settings.grace if grace is None else grace)
             self._abort(f"{self.service.name} stopped before the call was done")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):  # cancelled handlers get a moment for their own cleaning up
-                    await self._wait_idle()
+            self._idle.clear()
+            await self._wait_idle(1.0)  # cancelled handlers get a moment for their own cleaning up
         finally:
             for session in list(self._sessions):
                 session.close()
-            stuck = self.workers.close()
-            if self.admission.running_count:
+            self.workers.close()
+            if stuck := self.admission.running_count:
                 logger.warning("%s left %d handlers behind that did not end", self.service.name, stuck)
             self._bound.close()
             self._closed.set()
@@ -326,9 +322,11 @@ class Server:
         if self._is_stopping and not self._sessions and not self.admission.running_count:
             self._idle.set()
 
-    async def _wait_idle(self) -> None:
+    async def _wait_idle(self, seconds: float) -> None:
         self._check_idle()
-        await self._idle.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     def _abort(self, reason: str) -> None:
         for session in list(self._sessions):
@@ -342,9 +340,8 @@ class Server:
             return describe_service(self.service)
 
         def health() -> Health:
-            """Return whether the service takes calls."""
-            status = "draining" if self._is_stopping else "ok"
-            return Health(status, self.service.name, os.getpid(), monotonic() - self._started_at)
+            """Return whether the service can do its work."""
+            return check_health(self.service, monotonic() - self._started_at)
 
         def stats() -> Stats:
             """Return what the service does now and has done since its start."""

@@ -163,16 +163,36 @@ class Service(ServiceBase):
             address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
             queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size,
         )  # fmt: skip
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_run(serving, on_start))
+        loop = (loop_factory or asyncio.new_event_loop)()
+        try:
+            loop.run_until_complete(_run(serving, on_start))
+        finally:
+            _close(loop)
 
 
 async def _run(serving: Serving, on_start: Callable[[Server], None] | None) -> None:
-    server = await serving
-    with _StopSignals(server):
-        if on_start is not None:
-            on_start(server)
-        await server.wait_closed()
+    async with serving as server:
+        with _StopSignals(server):
+            if on_start is not None:
+                on_start(server)
+            await server.wait_closed()
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """End what is left on the loop and close it.
+
+    Not `asyncio.Runner`: it waits without end for a task that swallows its cancellation, so that one such handler
+    would keep a stopped service from leaving after its grace time.
+    """
+    try:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
 
 
 class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):

@@ -21,7 +21,6 @@ from hostline.errors import (
     CallError,
     DeadlineExceededError,
     InvalidArgumentError,
-    InvalidResultError,
     RemoteProtocolError,
 )
 from hostline.limits import (
@@ -56,6 +55,14 @@ _CALL: Final = int(Kind.CALL)
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
+
+
+async def _contained(invocation: Invocation) -> Any:
+    """Run an `async def` handler; one that exits fails like any other, and does not end the service."""
+    try:
+        return await invocation.run()
+    except SystemExit as error:
+        raise RuntimeError(f"handler exited with {error.code!r}") from error
 
 
 class RunningCall:
@@ -117,6 +124,7 @@ class Session:
         "_server",
         "_slow_timer",
         "_sock",
+        "_turn",
         "peer",
     )
 
@@ -139,6 +147,7 @@ class Session:
         self._frame_timer: asyncio.TimerHandle | None = None
         self._slow_timer: asyncio.TimerHandle | None = None
         self._check_timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None  # set while the other connections have theirs
         self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(
             HANDSHAKE_TIMEOUT, self._time_out, f"no hello within {HANDSHAKE_TIMEOUT} seconds"
         )
@@ -200,7 +209,7 @@ class Session:
             if index == FRAMES_PER_TURN:
                 self._kept = frames[index:]
                 self._pause()
-                self._loop.call_soon(self._resume)
+                self._turn = self._loop.call_soon(self._take_turn)
                 return
             if frame.kind == _CALL:
                 self._on_call(frame)
@@ -209,15 +218,22 @@ class Session:
             if self._is_closed:
                 return
 
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._resume()
+
     def _pause(self) -> None:
         if not self._is_paused:
             self._is_paused = True
             self._loop.remove_reader(self._fd)
             self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
+            if self._frame_timer is not None:
+                self._frame_timer.cancel()  # it is us now who keep the frame from being complete
+                self._frame_timer = None
 
     def _resume(self) -> None:
         """Read on, if there is room again and the events already read are taken."""
-        if not self._is_paused or self._is_closed:
+        if not self._is_paused or self._is_closed or self._turn is not None:
             return
         if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > LOW_WATER:
             return
@@ -230,6 +246,7 @@ class Session:
         self._flush_soon()
         if not self._is_paused and not self._is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
+            self._watch_frame(has_progress=True)
 
     def _check_paused(self) -> None:
         """See whether a peer that is not being read has gone; if so its calls are cancelled."""
@@ -279,20 +296,32 @@ class Session:
 
     def start(self, call: RunningCall) -> None:
         """Run a call that has its slot."""
+        if call.deadline.has_passed():  # the loop was busy, and its timer is late
+            self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
+            return
         call.context = Context(self.peer, call.method.name, call.call_id, call.deadline)
         try:
             invocation = bind(call.method, call.payload, call.is_named, call.context)
         except InvalidArgumentError as error:
-            self._end(call)
-            self.fail(call.call_id, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
-            self._server.release_slot()
+            self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
             return
         call.payload = b""
         if call.method.execution is Execution.TASK:
-            call.task = self._loop.create_task(invocation.run())
+            call.task = self._loop.create_task(_contained(invocation))
             call.task.add_done_callback(partial(self._task_done, call))
-        else:
+            return
+        try:
             self._server.workers.submit(partial(self._run_in_worker, call, invocation))
+        except RuntimeError as error:
+            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
+            self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
+
+    def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
+        """Answer a call that has its slot and will not run."""
+        self._end(call)
+        self.fail(call.call_id, code, message)
+        # Not at once: a queue full of such calls would end each other, a level deeper in the stack each time.
+        self._loop.call_soon(self._server.release_slot)
 
     def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
@@ -304,7 +333,9 @@ class Session:
             return
         try:
             result = invocation.run()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise  # somebody at the terminal ends the program
+        except BaseException as error:
             self._answer_failure(method, call_id, error)
         else:
             self._answer(method, call_id, result)
@@ -313,7 +344,9 @@ class Session:
         """Run a `def` handler; in a worker thread."""
         result: Any = None
         failure: BaseException | None = None
-        if not call.is_ended:
+        if call.deadline.has_passed():
+            failure = DeadlineExceededError(f"deadline of {call.method.name} passed")
+        elif not call.is_ended:
             try:
                 result = invocation.run()
             except BaseException as error:  # SystemExit in a handler must not end a worker silently
@@ -339,8 +372,8 @@ class Session:
         if call.is_ended:
             return
         self._end(call)
-        if isinstance(failure, asyncio.CancelledError):
-            self.fail(call.call_id, ErrorCode.CANCELLED, f"{call.method.name} was cancelled by the service")
+        if isinstance(failure, DeadlineExceededError) and call.deadline.has_passed():
+            self.fail(call.call_id, ErrorCode.DEADLINE, str(failure))  # the handler saw it before our timer did
         elif failure is not None:
             self._answer_failure(call.method, call.call_id, failure)
         else:
@@ -350,7 +383,7 @@ class Session:
     def _answer(self, method: Method, call_id: int, result: Any) -> None:
         try:
             reply = encode_reply(call_id, result, self._protocol.max_reply_size)
-        except InvalidResultError as error:
+        except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
             self._answer_failure(method, call_id, error)
             return
         self._server.count_answer(method.name)
@@ -359,6 +392,9 @@ class Session:
             self.flush()  # so that the unsent size is known before the next event is taken
 
     def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
+            return
         refusal = describe_failure(self._server.service.name, method, error, self.peer, call_id)
         self.fail(call_id, refusal.code, refusal.message, refusal.name)
 
@@ -518,7 +554,7 @@ class Session:
             self._loop.remove_reader(self._fd)
         if self._is_writing:
             self._loop.remove_writer(self._fd)
-        for timer in (self._handshake_timer, self._frame_timer, self._slow_timer, self._check_timer):
+        for timer in (self._handshake_timer, self._frame_timer, self._slow_timer, self._check_timer, self._turn):
             if timer is not None:
                 timer.cancel()
         self._kept.clear()

@@ -31,18 +31,19 @@ class Workers:
         self._count = count
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._idle_count = 0
+        self._free_count = 0  # threads without work, less the work that waits for one
         self._lock = threading.Lock()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run `work` in a thread as soon as one is free; it must not raise."""
+        """Run `work` in a thread as soon as one is free; it must not raise.
+
+        Raises:
+            RuntimeError: There is no thread yet and the system gives none; the work is not kept.
+        """
         with self._lock:
-            if self._idle_count:
-                self._idle_count -= 1
-            elif len(self._threads) < self._count:
-                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads) + 1}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            if self._free_count <= 0 and len(self._threads) < self._count:
+                self._start_thread()
+            self._free_count -= 1
         self._queue.put(work)
 
     def close(self, timeout: float = 0.0) -> int:
@@ -53,9 +54,20 @@ class Workers:
             thread.join(timeout)
         return sum(thread.is_alive() for thread in self._threads)
 
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads) + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+            return  # the threads there are come to it later
+        self._threads.append(thread)
+        self._free_count += 1
+
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             work()
             del work  # a waiting thread must not keep the last call's arguments alive
             with self._lock:
-                self._idle_count += 1
+                self._free_count += 1

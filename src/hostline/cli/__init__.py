@@ -1,4 +1,4 @@
-"""The command `hostline`: arguments in thin functions, one file for each sub-command, work in plain functions below them.
+"""The command `hostline`: one file for each sub-command, arguments in thin functions, work in plain ones below them.
 
 Needs the extra `hostline[cli]` (typer, rich). What a single command needs is imported when it runs.
 """

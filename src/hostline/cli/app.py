@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from hostline.cli.commands import call, conformance, demo, describe, echo, path, serve
 from hostline.cli.commands import cat as cat_command
 from hostline.cli.commands import run as run_command
-from hostline.cli.exits import reported
+from hostline.cli.exits import ExitCode, reported
 
 __all__ = ["app", "run"]
 
@@ -23,8 +24,10 @@ Examples:
   hostline echo /tmp/x.sock                       a server to try things with
   hostline cat /tmp/x.sock                        talk to any Unix socket
 
-Every command explains itself with --help. Exit codes: docs/reference/command.md.
+\b
+Every command explains itself with --help. Exit codes:
 """
+EPILOG += "".join(f"  {code.value:<5}{code.meaning}\n" for code in ExitCode)
 
 
 class _Command(TyperCommand):
@@ -32,7 +35,7 @@ class _Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the parts of the usage line."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
 
 class _Group(TyperGroup):
@@ -85,7 +88,14 @@ _add("call", call.call, call.EXAMPLES)
 _add("describe", describe.describe, describe.EXAMPLES)
 _add("echo", echo.echo, echo.EXAMPLES)
 _add("cat", cat_command.cat, cat_command.EXAMPLES)
-_add("run", run_command.run, run_command.EXAMPLES)
+_add(
+    "run",
+    run_command.run,
+    run_command.EXAMPLES,
+    options_metavar="-l ADDRESS [OPTIONS] --",
+    # What follows the program's name is the program's, also without the two dashes.
+    context_settings={"allow_interspersed_args": False},
+)
 _add("path", path.path, path.EXAMPLES)
 _add("demo", demo.demo, demo.EXAMPLES)
 _add("conformance", conformance.conformance, conformance.EXAMPLES)

@@ -20,7 +20,7 @@ import typer
 from hostline import errors
 from hostline.cli.terminal import escape
 
-__all__ = ["CommandError", "ExitCode", "UsageError", "exit_code_of", "report", "reported"]
+__all__ = ["CommandError", "ExitCode", "UsageError", "checked_values", "exit_code_of", "report", "reported"]
 
 P = ParamSpec("P")
 
@@ -79,6 +79,17 @@ class UsageError(CommandError):
         super().__init__(message, ExitCode.USAGE)
 
 
+@contextlib.contextmanager
+def checked_values() -> Iterator[None]:
+    """Turn a `ValueError` of the library, about an option's value such as an unknown user, into a `UsageError`."""
+    try:
+        yield
+    except errors.HostlineError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 # The first class that an error belongs to decides. Every class of the tree meets one of these, `HostlineError` at last.
 _CODES: tuple[tuple[tuple[type[BaseException], ...], ExitCode], ...] = (
     ((errors.AddressError,), ExitCode.USAGE),
@@ -135,6 +146,8 @@ def report(error: BaseException) -> ExitCode:
     text = str(error) or type(error).__name__
     if isinstance(error, errors.RemoteError):
         text = f"the method raised {text}"
+    elif isinstance(error, errors.DescriptorError) and error.strerror:
+        text = error.strerror  # without the "[Errno 1]" that an OSError begins with
     lines = [f"error: {escape(text)}".replace("\n", "\n       ")]
     if isinstance(error, errors.PeerRefusedError) and "pass server=" in text:
         # The library's advice is for programs.

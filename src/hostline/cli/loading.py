@@ -86,7 +86,9 @@ def _look_in(directory: str) -> None:
 def _failed(where: str, error: BaseException) -> CommandError:
     """Print the traceback from the user's own first line on, and return the error that ends the command."""
     if isinstance(error, SystemExit):
-        return CommandError(f"{where} ended the program while it was imported; move that below if __name__ == '__main__'")
+        return CommandError(
+            f"{where} ended the program while it was imported; move that below if __name__ == '__main__'"
+        )
     frames = traceback.extract_tb(error.__traceback__)
     own = next((n for n, frame in enumerate(frames) if not _is_machinery(frame.filename)), len(frames))
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames[own:])]

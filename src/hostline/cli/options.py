@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,7 +46,7 @@ class SocketKind(enum.StrEnum):
 
 def as_type(kind: SocketKind) -> SocketType:
     """Return a socket type as the library names it."""
-    return cast("SocketType", kind.value)
+    return kind.value
 
 
 def parse_mode(text: str) -> int:
@@ -116,7 +116,9 @@ Address = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    typer.Option("--mode", metavar="OCTAL", help="Permission bits of the socket file; 0600 unless given.", show_default=False),
+    typer.Option(
+        "--mode", metavar="OCTAL", help="Permission bits of the socket file; 0600 unless given.", show_default=False
+    ),
 ]
 Owner = Annotated[
     str | None,

@@ -6,6 +6,7 @@ and memfds are read at all, because anything else may block or never end.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -93,7 +94,8 @@ class CopyTarget:
     def __init__(self, directory: str, max_size: int) -> None:
         self._max_size = max_size
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
             self._dirfd = Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             raise CommandError(f"cannot copy into {escape(directory, keep='')}: {error.strerror}") from error

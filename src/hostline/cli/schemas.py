@@ -85,13 +85,16 @@ def _decoded(value: Any, schema: Schema, service: ServiceDescription, depth: int
     schema = _resolved(schema, service.definitions)
     if isinstance(value, str):
         takes_bytes = any(option.get("contentEncoding") == "base64" for option in _options(schema))
-        takes_text = any(option.get("type") == "string" and "contentEncoding" not in option for option in _options(schema))
+        takes_text = any(
+            option.get("type") == "string" and "contentEncoding" not in option for option in _options(schema)
+        )
         return _from_base64(value) if takes_bytes and not takes_text else value
     for option in _options(schema):
         option = _resolved(option, service.definitions)
         if isinstance(value, list):
             first = option.get("prefixItems", ())
-            items = option.get("items") if isinstance(option.get("items"), dict) else {}
+            items = option.get("items")
+            items = items if isinstance(items, Mapping) else {}
             value = [
                 _decoded(item, first[number] if number < len(first) else items, service, depth + 1)
                 for number, item in enumerate(value)
@@ -129,7 +132,13 @@ def _reference(schema: Schema) -> str:
 
 _SIMPLE = {"integer": "int", "number": "float", "boolean": "bool", "null": "None", "string": "str"}
 _FORMATS = {"date-time": "datetime", "date": "date", "time": "time", "duration": "timedelta", "uuid": "UUID"}
-_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+_BOUNDS = {
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
+    "multipleOf": "multiple of",
+}
 
 
 def type_text(schema: Schema, depth: int = 0) -> str:
@@ -168,7 +177,7 @@ def _array_text(schema: Schema, depth: int) -> str:
 
 def method_text(method: MethodDescription) -> str:
     """Return a method as its `def` line says it: `charge(order: Order, note: str = ...) -> Receipt`."""
-    parts = []
+    parts: list[str] = []
     is_after_slash = is_after_star = False
     for parameter in method.parameters:
         if parameter.is_named and not is_after_slash:

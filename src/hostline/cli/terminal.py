@@ -98,7 +98,7 @@ def print_json(encoded: bytes, *, is_pretty: bool) -> None:
 
 
 def _escaped_json(text: str) -> str:
-    r"""Return the same JSON value with `\u001b` for what a terminal would obey; such characters occur in strings only."""
+    r"""Return the same JSON value with `\u001b` for what a terminal would obey; that occurs in strings only."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

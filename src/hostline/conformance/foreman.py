@@ -27,10 +27,10 @@ from hostline.conformance.program import ABILITIES, describe_error, perform
 class _Foreman:
     """Fork, signal and reap the processes of one subject."""
 
-    def __init__(self, subject: ModuleType, logs: str) -> None:
+    def __init__(self, subject: ModuleType, logs: str, out: int) -> None:
         self._subject = subject
         self._logs = logs
-        self._out = os.dup(1)
+        self._out = out
         self._pids: dict[int, int] = {}  # by command id
         self._buffer = b""
         self._wake_out, self._wake_in = socket.socketpair()
@@ -39,7 +39,7 @@ class _Foreman:
 
     def emit(self, ident: int, event: str, **facts: Any) -> None:
         """Write one event; one write below PIPE_BUF each, so that processes sharing the pipe do not mix lines."""
-        os.write(self._out, json.dumps({"id": ident, "event": event, **facts}).encode() + b"\n")
+        _write(self._out, ident, event, **facts)
 
     def run(self) -> int:
         """Obey until standard input ends; in a forked child, return that child's exit status."""
@@ -74,6 +74,7 @@ class _Foreman:
 
     def _fork(self, ident: int) -> bool:
         """Fork a process for one command; return whether this is the new one."""
+        sys.stdout.flush()
         pid = os.fork()
         if pid:
             with contextlib.suppress(PermissionError):
@@ -119,6 +120,10 @@ class _Foreman:
                 self.emit(ident, "exit", status=code, cpu=usage.ru_utime + usage.ru_stime)
 
 
+def _write(out: int, ident: int, event: str, **facts: Any) -> None:
+    os.write(out, json.dumps({"id": ident, "event": event, **facts}).encode() + b"\n")
+
+
 def _load(name: str) -> ModuleType:
     if not name.endswith(".py"):
         return importlib.import_module(name)
@@ -134,12 +139,14 @@ def _load(name: str) -> ModuleType:
 def main(arguments: list[str]) -> int:
     """Import a subject, a module's name or a `.py` file, and obey."""
     module, logs = arguments
+    out = os.dup(1)
+    os.dup2(2, 1)  # what a subject prints goes to the log
     try:
         subject = _load(module)
     except Exception as error:
-        print(json.dumps({"id": 0, "event": "failed", "failure": describe_error(error)}), flush=True)
+        _write(out, 0, "failed", failure=describe_error(error))
         return 1
-    return _Foreman(subject, logs).run()
+    return _Foreman(subject, logs, out).run()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ __all__ = ["Child", "Failure", "Workshop", "WorkshopError", "printable"]
 # Seconds for a peer to be imported: grpc on a loaded machine takes two or three.
 IMPORT_TIMEOUT = 30.0
 
+# Seconds between two looks whether a silent workshop still lives.
+LOOK_INTERVAL = 0.5
+
 # Seconds for a killed process to be gone.
 KILL_TIMEOUT = 5.0
 
@@ -193,8 +196,10 @@ class Workshop:
 
     def pump(self, deadline: Deadline) -> bool:
         """Hand one batch of events to their processes; return False when time is up or nothing can come any more."""
-        if not self._selector.select(min(deadline.remaining(), 3600.0)):
-            return False
+        while not self._selector.select(min(deadline.remaining(), LOOK_INTERVAL)):
+            # Its children may hold the pipe open after its death, so that no end of file tells of it.
+            if deadline.has_passed() or self._process.poll() is not None:
+                return False
         chunk = os.read(self._pipes[1], 65536)
         if not chunk:
             return False

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from hostline.demo.model import CardDeclined, Charge, Currency, Receipt, Refund, UnknownReceipt
+from hostline.demo.model import CardDeclined, Charge, Receipt, Refund, UnknownReceipt
 from hostline.unix.descriptors import Fd
 
 __all__ = ["Journal", "Record", "read_journal"]
@@ -46,7 +46,7 @@ class Journal:
         self._lock = threading.Lock()
         self._receipts: dict[int, Receipt] = {}
         self._refunds: dict[int, Refund] = {}
-        self._totals: defaultdict[Currency, int] = defaultdict(int)
+        self._totals: defaultdict[str, int] = defaultdict(int)
 
     def charge(self, charge: Charge) -> Receipt:
         """Take the money and write the receipt.
@@ -86,7 +86,7 @@ class Journal:
         with self._lock:
             self._write("settle", number)
 
-    def totals(self) -> dict[Currency, int]:
+    def totals(self) -> dict[str, int]:
         """Return the cents taken and not given back, by currency."""
         with self._lock:
             return dict(self._totals)

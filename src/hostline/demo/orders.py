@@ -1,6 +1,6 @@
 """The order service: places orders and has them paid by the payment service, in blocking code.
 
-    python -m hostline.demo.orders               serves `orders` in the runtime directory, calls `payments` there
+python -m hostline.demo.orders               serves `orders` in the runtime directory, calls `payments` there
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         end_with_parent()
     try:
         with connect(options.payments, Payments, wait=5.0) as payments:
-            make_orders(payments).run(
-                options.address, on_start=lambda server: tell_parent("serving", server.address)
-            )
+            make_orders(payments).run(options.address, on_start=lambda server: tell_parent("serving", server.address))
     except HostlineError as error:
         sys.exit(f"orders: {error}")
 

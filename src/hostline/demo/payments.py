@@ -1,12 +1,13 @@
 """The payment service: its methods first, and what makes it a process of the demo below.
 
-    python -m hostline.demo.payments                     serves `payments` in the runtime directory
-    hostline serve hostline.demo.payments:payments       the same
+python -m hostline.demo.payments                     serves `payments` in the runtime directory
+hostline serve hostline.demo.payments:payments       the same
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -18,7 +19,6 @@ from hostline.demo.journal import Journal
 from hostline.demo.model import (
     CardDeclined,
     Charge,
-    Currency,
     Order,
     Quote,
     Receipt,
@@ -70,7 +70,7 @@ def settle(number: int) -> Settled:
 
 
 @payments.method(inline=True, idempotent=True)
-def totals() -> dict[Currency, int]:
+def totals() -> dict[str, int]:
     """Return the cents taken and not given back, by currency."""
     return journal.totals()
 
@@ -95,14 +95,12 @@ def main(arguments: list[str] | None = None) -> None:
         end_with_parent()
     global journal
     journal = Journal(options.journal)
-    counter = Counter(options.counter, journal) if options.counter else None
     try:
-        _run(options.address, lambda server: tell_parent("serving", server.address), is_patient=options.succeed)
+        with Counter(options.counter, journal) if options.counter else contextlib.nullcontext():
+            _run(options.address, lambda server: tell_parent("serving", server.address), is_patient=options.succeed)
     except HostlineError as error:
         sys.exit(f"payments: {error}")
     finally:
-        if counter is not None:
-            counter.close()
         journal.close()
 
 

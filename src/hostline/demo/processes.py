@@ -27,9 +27,20 @@ __all__ = ["Child", "ChildError", "Stage", "end_with_parent", "tell_parent"]
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 
+# Lines of a child's log that explain its failure.
+_LOG_LINES = 12
+
 
 class ChildError(Exception):
-    """Report a child that did not do what was expected of it."""
+    """Report a child that did not do what was expected of it.
+
+    Attributes:
+        log: The last lines that it wrote on standard error.
+    """
+
+    def __init__(self, text: str, log: list[str]) -> None:
+        super().__init__(text)
+        self.log = log
 
 
 # --- in the child ------------------------------------------------------------------------------------
@@ -63,9 +74,12 @@ class Child:
         module: What `python -m` runs.
         arguments: The words behind it.
         directory: Where its log goes; it is also its working directory.
+        environment: Its variables.
     """
 
-    def __init__(self, name: str, module: str, arguments: tuple[str, ...], directory: Path) -> None:
+    def __init__(
+        self, name: str, module: str, arguments: tuple[str, ...], directory: Path, environment: dict[str, str]
+    ) -> None:
         self.name = name
         self.command = [sys.executable, "-m", module, *arguments]
         self._log = directory / f"{name}.log"
@@ -77,7 +91,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=directory,
-                env=_environment(),
+                env=environment,
                 process_group=0,  # Ctrl-C is for the demo, which then ends its children in order
             )
 
@@ -94,11 +108,11 @@ class Child:
         """
         line = self._read_line(Deadline.after(timeout))
         if line is None:
-            raise ChildError(f"{self.name} said nothing within {timeout:g} seconds{self.log_tail()}")
+            raise self._error(f"said nothing within {timeout:g} seconds")
         said, _, rest = line.partition(" ")
         if said != event:
             what = f"said {line!r}" if line else "ended"
-            raise ChildError(f"{self.name} {what} where {event!r} was expected{self.log_tail()}")
+            raise self._error(f"{what} where {event!r} was expected")
         return rest
 
     def _read_line(self, deadline: Deadline) -> str | None:
@@ -131,7 +145,7 @@ class Child:
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise ChildError(f"{self.name} still runs after {timeout:g} seconds{self.log_tail()}") from None
+            raise self._error(f"still runs after {timeout:g} seconds") from None
 
     def close(self) -> None:
         """End it, wait for it, and close the pipes; more than once is fine."""
@@ -151,16 +165,14 @@ class Child:
         except OSError:
             return []
 
-    def log_tail(self, count: int = 12) -> str:
-        """Return the end of its log, to be appended to a message."""
-        lines = self.log_lines()[-count:]
-        return "; its log ends with\n  " + "\n  ".join(lines) if lines else "; its log is empty"
+    def _error(self, what: str) -> ChildError:
+        return ChildError(f"{self.name} {what}", self.log_lines()[-_LOG_LINES:])
 
 
 def _environment() -> dict[str, str]:
     """Return the environment of the children, in which this very hostline is found."""
     environment = dict(os.environ)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(os.path.abspath(__file__)).parents[2]
     if root.name not in ("site-packages", "dist-packages"):
         paths = [str(root), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
@@ -172,11 +184,13 @@ class Stage:
 
     Attributes:
         directory: Where sockets, journals and logs are; only this user can enter it.
+        environment: Variables with which a child finds this very hostline.
         is_quick: Whether the run is to be short.
     """
 
     def __init__(self, *, is_quick: bool = False) -> None:
         self.is_quick = is_quick
+        self.environment = _environment()
         self._children: list[Child] = []
         self._directories: list[Path] = []
         self.directory = self.make_directory("hostline-demo-")
@@ -191,7 +205,7 @@ class Stage:
 
     def start(self, name: str, module: str, *arguments: str) -> Child:
         """Start a child and return at once."""
-        child = Child(name, module, arguments, self.directory)
+        child = Child(name, module, arguments, self.directory, self.environment)
         self._children.append(child)
         return child
 

@@ -11,6 +11,8 @@ import logging
 import os
 import tempfile
 import threading
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -67,7 +69,7 @@ def file_facts(fd: int) -> FileFacts:
 
 
 class Counter:
-    """Answer each request for the day's receipts with a descriptor, in a thread of its own.
+    """Answer each request for the day's receipts with a descriptor, in a thread of its own, as long as the context.
 
     Args:
         address: Where to listen.
@@ -105,14 +107,18 @@ class Counter:
             raise ValueError("the receipts need a journal with a file")
         with open(self._journal.path, "rb") as journal:
             data = journal.read()
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self._journal.path)) as named:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self._journal.path) or ".") as named:
             named.write(data)
             named.flush()
             file = Fd(os.open(named.name, os.O_RDONLY | os.O_CLOEXEC))
             os.fchmod(file.fileno(), 0)
         return file  # leaving the block has unlinked the name
 
-    def close(self) -> None:
-        """Stop and remove the socket."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._listener.close()
         self._thread.join()

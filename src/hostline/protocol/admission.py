@@ -77,7 +77,8 @@ class Admission:
 
     def hold(self, owner: Hashable) -> None:
         """Start none of an owner's waiting calls until `resume`: it does not read the answers it has."""
-        self._held[owner] = self._waiting.pop(owner, OrderedDict())
+        if owner not in self._held:
+            self._held[owner] = self._waiting.pop(owner, OrderedDict())
 
     def resume(self, owner: Hashable) -> None:
         """Let an owner's calls run again; `next` says which do."""

@@ -1,40 +1,34 @@
 """One connection as a state machine, for both sides, without I/O.
 
-Theory. A connection has two sides, client and server, and each side is in one of four states:
-
-    OPENING   nothing but a HELLO (or, for the client, a GOAWAY that refuses it) may arrive
-    OPEN      calls go one way, replies and errors the other; CANCEL, PING and PONG at any time
-    CLOSING   a GOAWAY was sent or received: what runs is finished, nothing new begins
-    CLOSED    nothing may arrive any more
-
-`TRANSITIONS` is the whole machine: for each role and state, the kinds of frame that may arrive and the state
-that follows. It does not know what a frame means; the methods below do. Whatever is not in the table is the
-peer's violation and ends the connection. Ids tie answers to calls: an answer must name a call that is in
-flight or was cancelled, a call must not reuse an id in flight, and a GOAWAY names the highest id that is still
-answered, so the caller knows which calls were certainly not run and may be repeated.
+States and their order are in states.py. What the frames mean is here: ids tie answers to calls, a farewell tells which
+calls were not run, and each side's bounds are kept by the other. Bytes go in, events and bytes to send come out;
+waiting, reading and writing is for the faces.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import Any, Final
 
 from hostline.errors import LocalProtocolError, MethodNotFoundError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE
+from hostline.protocol.states import TRANSITIONS, Role, State
 from hostline.wire.codec import (
     VERSION,
     ClientHello,
+    ErrorCode,
     Farewell,
     GoawayCode,
     ServerHello,
+    decode_failure,
     decode_farewell,
     decode_hello,
     encode_call,
     encode_failure,
     encode_farewell,
     encode_hello,
+    hello_version,
 )
-from hostline.wire.frame import Frame, FrameDecoder, Kind, encode_frame
+from hostline.wire.frame import Frame, FrameDecoder, Kind, check_frame_size, encode_frame
 
 __all__ = [
     "TRANSITIONS",
@@ -47,38 +41,7 @@ __all__ = [
 ]
 
 _MAX_CALL_ID: Final = 0xFFFF_FFFF
-
-
-class Role(enum.Enum):
-    """Which side of the connection this is."""
-
-    CLIENT = "client"
-    SERVER = "server"
-
-
-class State(enum.Enum):
-    """Where one side of a connection stands."""
-
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-_ANSWERS: Final[tuple[int, ...]] = (Kind.REPLY, Kind.ERROR, Kind.PING, Kind.PONG)
-_REQUESTS: Final[tuple[int, ...]] = (Kind.CALL, Kind.CANCEL, Kind.PING, Kind.PONG)
-
-TRANSITIONS: Final[dict[tuple[Role, State], dict[int, State]]] = {
-    (Role.CLIENT, State.OPENING): {Kind.HELLO: State.OPEN, Kind.GOAWAY: State.CLOSED},
-    (Role.CLIENT, State.OPEN): dict.fromkeys(_ANSWERS, State.OPEN) | {int(Kind.GOAWAY): State.CLOSING},
-    (Role.CLIENT, State.CLOSING): dict.fromkeys(_ANSWERS, State.CLOSING) | {int(Kind.GOAWAY): State.CLOSING},
-    (Role.CLIENT, State.CLOSED): {},
-    (Role.SERVER, State.OPENING): {Kind.HELLO: State.OPEN},
-    (Role.SERVER, State.OPEN): dict.fromkeys(_REQUESTS, State.OPEN) | {int(Kind.GOAWAY): State.CLOSING},
-    (Role.SERVER, State.CLOSING): dict.fromkeys(_REQUESTS, State.CLOSING) | {int(Kind.GOAWAY): State.CLOSING},
-    (Role.SERVER, State.CLOSED): {},
-}
-
+_NOT_RUN: Final = "the service is leaving; the call was not run"
 
 # What the client gets: the ticket that `call` was given, and the frame that answers it.
 Answer = tuple[Any, Frame]
@@ -86,7 +49,8 @@ Answer = tuple[Any, Frame]
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
-_ANSWERED: Final = (_REPLY, int(Kind.ERROR))
+_ERROR: Final = int(Kind.ERROR)
+_ANSWERED: Final = (_REPLY, _ERROR)
 _CANCEL: Final = int(Kind.CANCEL)
 _HELLO: Final = int(Kind.HELLO)
 _GOAWAY: Final = int(Kind.GOAWAY)
@@ -103,6 +67,8 @@ class _Connection:
         self._decoder = FrameDecoder(max_frame_size)
         self._max_frame_size = max_frame_size
         self._outgoing: list[bytes | bytearray] = []
+        self._has_pong = False
+        self._features: frozenset[str] = frozenset()  # what the peer names: nothing else is used towards it
 
     @property
     def is_partial(self) -> bool:
@@ -114,11 +80,27 @@ class _Connection:
         outgoing = self._outgoing
         if outgoing:
             self._outgoing = []
+            self._has_pong = False
         return outgoing
 
     def ping(self) -> None:
-        """Queue a PING."""
+        """Queue a PING.
+
+        Raises:
+            LocalProtocolError: The two sides have not greeted each other, the connection is closed, or the peer does
+                not know the frame.
+        """
+        if self.state is not State.OPEN and self.state is not State.CLOSING:
+            raise LocalProtocolError(f"connection is {self.state.value}: it takes no ping")
+        if "ping" not in self._features:
+            raise LocalProtocolError("the peer does not name the feature 'ping'")
         self._outgoing.append(encode_frame(Kind.PING))
+
+    def _pong(self) -> None:
+        """Queue one PONG for all the PINGs since the last look: a flood of them must not fill our memory."""
+        if not self._has_pong:
+            self._has_pong = True
+            self._outgoing.append(encode_frame(Kind.PONG))
 
     def _frames(self, data: bytes) -> list[Frame]:
         """Decode, check each frame against the table and move on.
@@ -133,8 +115,6 @@ class _Connection:
                 following = self._allowed.get(kind)
                 if following is not self.state:
                     self._follow(kind, following)
-                if kind == _PING:
-                    self._outgoing.append(encode_frame(Kind.PONG))
         except RemoteProtocolError:
             self._enter(State.CLOSED)
             raise
@@ -188,25 +168,31 @@ class ClientConnection(_Connection):
         """Return the answers that `data` completes.
 
         Raises:
-            RemoteProtocolError: The server broke the protocol.
+            RemoteProtocolError: The server broke the protocol; all calls without an answer are still in flight.
         """
-        answers = []
-        for frame in self._frames(data):
-            kind = frame[0]
-            if kind in _ANSWERED:
-                call_id = frame.call_id
-                ticket = self.in_flight.pop(call_id, None)
-                if ticket is not None:
-                    answers.append((ticket, frame))
-                elif call_id in self._cancelled:
-                    self._cancelled.discard(call_id)
-                else:
-                    self._enter(State.CLOSED)
-                    raise RemoteProtocolError(f"answer to call {call_id}, which is not in flight")
-            elif kind == _HELLO:
-                self._meet(decode_hello(frame.payload, ServerHello))
-            elif kind == _GOAWAY:
-                self.farewell = decode_farewell(frame.payload)
+        answers: list[Answer] = []
+        try:
+            for frame in self._frames(data):
+                kind = frame[0]
+                if kind in _ANSWERED:
+                    if kind == _ERROR:
+                        decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
+                    ticket = self.in_flight.pop(frame.call_id, None)
+                    if ticket is not None:
+                        answers.append((ticket, frame))
+                    else:
+                        self._late(frame.call_id)
+                elif kind == _HELLO:
+                    self._meet(frame.payload)
+                elif kind == _PING:
+                    self._pong()
+                elif kind == _GOAWAY:
+                    self._part(decode_farewell(frame.payload))
+        except RemoteProtocolError:
+            self._enter(State.CLOSED)
+            # Nobody gets what came before the violation: these calls end as all the others in flight do.
+            self.in_flight.update((frame.call_id, ticket) for ticket, frame in answers)
+            raise
         return answers
 
     def call(
@@ -234,17 +220,19 @@ class ClientConnection(_Connection):
         number = self._methods.get(method)
         if number is None:
             raise MethodNotFoundError(self._unknown(method))
+        if "deadline" not in self._features:
+            time_left = None  # this server does not know the flag: the caller's own clock is all there is
         call_id = self._next_id()
         frame = encode_call(call_id, number, args, keywords, time_left, self._peer_max_frame_size)
         self.in_flight[call_id] = ticket
         return call_id, frame
 
     def cancel(self, call_id: int) -> bytes:
-        """Give up a call; returns the frame to send, or nothing if it was answered meanwhile."""
+        """Give up a call; returns the frame to send, or nothing if it was answered or the server knows no CANCEL."""
         if self.in_flight.pop(call_id, None) is None:
             return b""
         self._cancelled.add(call_id)
-        return encode_frame(Kind.CANCEL, call_id)
+        return encode_frame(Kind.CANCEL, call_id) if "cancel" in self._features else b""
 
     def was_not_run(self, call_id: int) -> bool:
         """Say whether the server's farewell rules this call out."""
@@ -267,17 +255,33 @@ class ClientConnection(_Connection):
                 self._last_id = call_id
                 return call_id
 
-    def _meet(self, hello: ServerHello) -> None:
-        if hello.version != VERSION:
-            self._enter(State.CLOSED)
-            raise RemoteProtocolError(f"server speaks protocol version {hello.version}, this client {VERSION}")
+    def _late(self, call_id: int) -> None:
+        """Take an answer that nobody waits for: to a cancelled call it is welcome once."""
+        if call_id not in self._cancelled:
+            raise RemoteProtocolError(f"answer to call {call_id}, which is not in flight")
+        self._cancelled.remove(call_id)
+
+    def _meet(self, payload: bytes) -> None:
+        version = hello_version(payload)
+        if version != VERSION:
+            raise RemoteProtocolError(f"server speaks protocol version {version}, this client {VERSION}")
+        hello = decode_hello(payload, ServerHello)
         if len({entry.name for entry in hello.methods}) != len(hello.methods):
-            self._enter(State.CLOSED)
             raise RemoteProtocolError("hello names a method twice")
         self.hello = hello
         self._methods = {entry.name: number for number, entry in enumerate(hello.methods)}
         self._idempotent = frozenset(entry.name for entry in hello.methods if entry.is_idempotent)
         self._peer_max_frame_size = min(hello.max_frame_size, HARD_MAX_FRAME_SIZE)
+        self._features = frozenset(hello.features)
+
+    def _part(self, farewell: Farewell) -> None:
+        before = self.farewell
+        if before is not None and farewell.last_call_id > before.last_call_id:
+            # Calls that the first farewell ruled out may run elsewhere by now.
+            raise RemoteProtocolError(
+                f"a second goaway raises last_call_id from {before.last_call_id} to {farewell.last_call_id}"
+            )
+        self.farewell = farewell
 
     def _unknown(self, method: str) -> str:
         import difflib
@@ -312,6 +316,7 @@ class ServerConnection(_Connection):
         self._hello = hello
         self._last_call_id = 0
         self._is_leaving = False
+        self._is_client_leaving = False
 
     def receive_data(self, data: bytes) -> list[Frame]:
         """Return the CALL and CANCEL frames that `data` completes and that concern the server.
@@ -329,9 +334,12 @@ class ServerConnection(_Connection):
                     if frame.call_id in self.in_flight:
                         events.append(frame)
                 elif kind == _HELLO:
-                    self._meet(decode_hello(frame.payload, ClientHello))
+                    self._meet(frame.payload)
+                elif kind == _PING:
+                    self._pong()
                 elif kind == _GOAWAY:
                     decode_farewell(frame.payload)
+                    self._is_client_leaving = True
         except RemoteProtocolError as error:
             self._enter(State.CLOSED)
             self.go_away(GoawayCode.PROTOCOL, str(error))
@@ -353,13 +361,15 @@ class ServerConnection(_Connection):
     def fail(self, call_id: int, code: str, name: str, message: str) -> None:
         """Queue an error for a call; nothing happens if the call was answered."""
         if self.finish(call_id):
-            self._outgoing.append(encode_failure(call_id, code, name, message))
+            self._outgoing.append(encode_failure(call_id, code, name, message, self.max_reply_size))
 
     def go_away(self, code: str, reason: str) -> None:
         """Queue a farewell: calls up to now are answered, later ones are not run."""
         if not self._is_leaving:
             self._is_leaving = True
             self._outgoing.append(encode_farewell(code, reason, self._last_call_id))
+            if self.state is State.OPEN:
+                self._enter(State.CLOSING)
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
         call_id = frame.call_id
@@ -367,29 +377,24 @@ class ServerConnection(_Connection):
             raise RemoteProtocolError("call has id 0: ids start at 1")
         if call_id in self.in_flight:
             raise RemoteProtocolError(f"call id {call_id} is in flight already")
+        if self._is_client_leaving:
+            raise RemoteProtocolError(f"call {call_id} after the client's own goaway")
         if self._is_leaving:
-            return  # the farewell told the caller that this one is not run
+            if call_id <= self._last_call_id:  # ids began anew: the farewell does not rule this one out
+                self._outgoing.append(encode_failure(call_id, ErrorCode.UNAVAILABLE, "", _NOT_RUN, self.max_reply_size))
+            return
         if call_id > self._last_call_id:
             self._last_call_id = call_id
         self.in_flight.add(call_id)
         events.append(frame)
 
-    def _meet(self, hello: ClientHello) -> None:
-        if hello.version != VERSION:
-            reason = f"protocol version {hello.version} is not spoken here, only {VERSION}"
+    def _meet(self, payload: bytes) -> None:
+        version = hello_version(payload)
+        if version != VERSION:
+            reason = f"protocol version {version} is not spoken here, only {VERSION}"
             self.go_away(GoawayCode.VERSION, reason)
             raise RemoteProtocolError(reason)
-        self.client = hello
+        self.client = hello = decode_hello(payload, ClientHello)
+        self._features = frozenset(hello.features)
         self.max_reply_size = min(hello.max_frame_size, HARD_MAX_FRAME_SIZE)
         self._outgoing.append(self._hello)
-
-
-def check_frame_size(max_frame_size: int) -> int:
-    """Return a usable frame bound.
-
-    Raises:
-        ValueError: It is not between 1 KiB and the hard limit.
-    """
-    if not 1024 <= max_frame_size <= HARD_MAX_FRAME_SIZE:
-        raise ValueError(f"max_frame_size of {max_frame_size} bytes must lie between 1024 and {HARD_MAX_FRAME_SIZE}")
-    return max_frame_size

@@ -36,7 +36,7 @@ class Backoff:
     def __init__(
         self, first: float = RECONNECT_FIRST, longest: float = RECONNECT_LONGEST, rng: random.Random | None = None
     ) -> None:
-        self._next = first
+        self._next = min(first, longest)
         self._longest = longest
         self._rng = rng or random.Random()
 

@@ -39,13 +39,22 @@ from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
 from hostline.unix.address import Address, InheritedAddress, parse_address
 from hostline.unix.credentials import Peers
-from hostline.wire.codec import ErrorCode, Failure, Farewell, GoawayCode, decode_failure, decode_result
+from hostline.wire.codec import (
+    ErrorCode,
+    Failure,
+    Farewell,
+    GoawayCode,
+    decode_failure,
+    decode_result,
+    result_decoder,
+)
 from hostline.wire.frame import Frame, Kind
 
 __all__ = [
     "BrokenCallError",
     "LineSettings",
     "Repeats",
+    "check_returns",
     "deadline_error",
     "exception_for",
     "farewell_error",
@@ -175,6 +184,16 @@ class Repeats:
             self._count += 1
             if self._count > MAX_REPEATS:
                 raise error.as_unavailable(self._method) from error
+
+
+def check_returns(returns: Any) -> None:
+    """Refuse a result type before the call is made, for it would be too late to find out from the answer.
+
+    Raises:
+        TypeError: Nothing can be decoded into it; the text names the part.
+    """
+    if returns is not Any:
+        result_decoder(returns)
 
 
 def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = ()) -> Any:

@@ -49,7 +49,7 @@ class Context:
 
         The way for a `def` handler to pause: it wakes as soon as the work has become pointless.
         """
-        self._ended.wait(max(0.0, min(timeout, self.time_left)))
+        self._ended.wait(max(0.0, min(timeout, self.time_left, threading.TIMEOUT_MAX)))
         return self.is_cancelled
 
     def raise_if_cancelled(self) -> None:

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from hostline.errors import InvalidResultError
+from hostline.errors import InvalidArgumentError, InvalidResultError
 from hostline.rpc.context import Context
-from hostline.rpc.service import Method
+from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
 from hostline.wire.codec import ErrorCode
 
@@ -54,17 +54,41 @@ def bind(method: Method, payload: bytes, is_named: bool, context: Context | None
     Raises:
         InvalidArgumentError: An argument is wrong; the handler must not run.
     """
-    args, keywords = method.signature.decode(payload, is_named)
+    try:
+        args, keywords = method.signature.decode(payload, is_named)
+    except InvalidArgumentError:
+        raise
+    except Exception as error:  # a type's own check failed; that is no verdict on the caller's value
+        return _failing(method, error)
     if method.context_name is not None:
-        keywords = {**keywords, method.context_name: context}
+        args, keywords = method.signature.inject(method.context_name, context, args, keywords)
     return Invocation(method.function, args, keywords)
+
+
+def _failing(method: Method, error: Exception) -> Invocation:
+    """Return an invocation that fails as the handler would, and so is answered and logged in the same way."""
+
+    def fail() -> None:
+        raise error
+
+    async def fail_later() -> None:
+        raise error
+
+    return Invocation(fail_later if method.execution is Execution.TASK else fail, (), {})
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a `__str__` of the service's own; the name still arrives
+        return ""
 
 
 def describe_failure(service: str, method: Method, error: BaseException, peer: Peer, call_id: int) -> Refusal:
     """Turn what a handler raised into what the caller may know; anything undeclared is logged in full here."""
     name = method.declared_name(error)
     if name is not None:
-        return Refusal(ErrorCode.DECLARED, name, str(error))
+        return Refusal(ErrorCode.DECLARED, name, _text(error))
     if isinstance(error, InvalidResultError):
         # Our own encoder refused the handler's result: the caller may know that, the value stays here.
         what = "its result cannot be sent"

@@ -20,6 +20,7 @@ from hostline.wire.schema import Signature
 __all__ = ["Execution", "Method", "ServiceBase", "check_method_name"]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Check = TypeVar("Check", bound=Callable[[], None])
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
 
@@ -132,6 +133,7 @@ class ServiceBase:
 
     Attributes:
         methods: The methods by name, in the order of their declaration.
+        checks: What `hostline.health` runs.
     """
 
     def __init__(self, name: str, *, version: str = "", doc: str = "") -> None:
@@ -139,6 +141,21 @@ class ServiceBase:
         self.version = version
         self.doc = inspect.cleandoc(doc)
         self.methods: dict[str, Method] = {}
+        self.checks: list[Callable[[], None]] = []
+
+    def health_check(self, function: Check, /) -> Check:
+        """Declare a check that `hostline.health` runs: it raises if the service cannot do its work.
+
+        It runs on the loop itself, so it must be quick: look at something, do not ask somebody. The text of what it
+        raises is shown to callers.
+
+        Raises:
+            TypeError: It is an `async def`.
+        """
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"health check {function.__name__} is async: it runs on the loop itself and must not wait")
+        self.checks.append(function)
+        return function
 
     @overload
     def method(self, function: Handler, /) -> Handler: ...

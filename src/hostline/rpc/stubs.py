@@ -6,12 +6,14 @@ editors and type checkers complete and check every call. Its bodies are never ru
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from hostline.errors import MethodNotFoundError
+from hostline.wire.codec import result_decoder
 
 __all__ = ["InterfaceMethod", "bind_interface", "check_interface", "interface_methods", "raises", "with_timeout"]
 
@@ -25,6 +27,7 @@ class InterfaceMethod(NamedTuple):
 
     Attributes:
         name: Its name at the service.
+        function: What the interface declares; never run.
         signature: Its parameters, without `self`.
         returns: The type its result is decoded into.
         raises: Exception classes that arrive as themselves.
@@ -32,6 +35,7 @@ class InterfaceMethod(NamedTuple):
     """
 
     name: str
+    function: Callable[..., Any]
     signature: inspect.Signature
     returns: Any
     raises: tuple[type[Exception], ...]
@@ -52,14 +56,22 @@ def interface_methods(interface: type, base: type) -> list[InterfaceMethod]:
     """Return the methods that an interface declares, those of its parents up to `base` included.
 
     Raises:
-        TypeError: A method lacks a result annotation, or takes variadic arguments.
+        TypeError: The class does not inherit `base`, a method lacks a result annotation or has one that nothing can be
+            decoded into, or takes variadic arguments, or has the name of one of `base`'s own.
     """
+    if base not in interface.__mro__:
+        name = "hostline.aio.Interface" if ".aio." in base.__module__ else "hostline.Interface"
+        raise TypeError(f"interface {interface.__name__} does not inherit {name}")
     methods: dict[str, InterfaceMethod] = {}
     for cls in reversed(interface.__mro__):
         if cls in base.__mro__ or cls is object:
             continue
         for name, function in vars(cls).items():
             if not name.startswith("_") and inspect.isfunction(function):
+                if hasattr(base, name):
+                    raise TypeError(
+                        f"interface method {interface.__name__}.{name}: every interface has its own `{name}`"
+                    )
                 methods[name] = _method(interface.__name__, name, function)
     if not methods:
         raise TypeError(f"interface {interface.__name__} declares no methods")
@@ -74,12 +86,17 @@ def _method(owner: str, name: str, function: Callable[..., Any]) -> InterfaceMet
             raise TypeError(f"interface method {owner}.{name}: *{parameter.name} is variadic; name each argument")
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise TypeError(f"interface method {owner}.{name}: annotation cannot be resolved: {error}") from error
     if "return" not in hints:
         raise TypeError(f"interface method {owner}.{name} has no result annotation; write `-> TYPE`, or `-> None`")
+    try:
+        result_decoder(hints["return"])
+    except TypeError as error:
+        raise TypeError(f"interface method {owner}.{name}: {error}") from error
     return InterfaceMethod(
         name,
+        function,
         signature.replace(parameters=parameters),
         hints["return"],
         tuple(getattr(function, _RAISES, ())),
@@ -136,13 +153,21 @@ def with_timeout(stub: Any, timeout: float) -> Any:
 
 
 def _caller(method: InterfaceMethod) -> Callable[..., Any]:
-    bind = method.signature.bind
     name, returns, errors = method.name, method.returns, method.raises
 
-    def call(self: Any, *args: Any, **keywords: Any) -> Any:
-        bound = bind(*args, **keywords)  # a wrong call fails here, as it would on the function itself
-        return self._line.invoke(name, bound.args, bound.kwargs, returns=returns, timeout=self._timeout, raises=errors)
+    @functools.wraps(method.function)
+    def call(self: Any, /, *args: Any, **keywords: Any) -> Any:
+        _check_call(method, args, keywords)
+        return self._line.invoke(name, args, keywords, returns=returns, timeout=self._timeout, raises=errors)
 
-    call.__name__ = call.__qualname__ = name
-    call.__signature__ = method.signature  # type: ignore[attr-defined]
     return call
+
+
+def _check_call(method: InterfaceMethod, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Fail a wrong call here, as it would on the function itself, before anything is sent."""
+    try:
+        method.signature.bind(*args, **keywords)
+    except TypeError as error:
+        unknown = [name for name in keywords if name not in method.signature.parameters]
+        reason = f"got an unexpected keyword argument {unknown[0]!r}" if unknown else str(error)
+        raise TypeError(f"{method.name}() {reason}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import threading
 import time
 import weakref
@@ -37,6 +38,7 @@ from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
     Repeats,
+    check_returns,
     deadline_error,
     read_answer,
 )
@@ -44,7 +46,7 @@ from hostline.rpc.stubs import bind_interface, check_interface, interface_method
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
 from hostline.unix.address import Address
-from hostline.unix.credentials import Peers
+from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import check_server, connect_blocking
 
 __all__ = ["Line", "connect"]
@@ -124,6 +126,7 @@ class Line:
         idempotent: bool = False,
     ) -> Any:
         """Call a method with its arguments given as a tuple and a dict; otherwise as `call`."""
+        check_returns(returns)
         seconds, deadline = self._settings.deadline(timeout)
         repeats = Repeats(method, idempotent)
         while True:
@@ -212,15 +215,18 @@ class Line:
                 time.sleep(min(backoff.pause(), left))
 
     def _connect(self, deadline: Deadline) -> Caller:
-        """Connect once, and check the server before a byte is sent."""
+        sock, peer = self._connected(deadline)
+        return Caller(sock, peer, self._settings, deadline)
+
+    def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
+        """Return a new connection and who runs the server: the one step that knows what kind of address it is."""
         settings = self._settings
         sock = connect_blocking(settings.address, "stream", deadline)
         try:
-            peer = check_server(sock, settings.server, settings.address, "stream")
+            return sock, check_server(sock, settings.server, settings.address, "stream")
         except BaseException:
             sock.close()
             raise
-        return Caller(sock, peer, settings, deadline)
 
     def open_first(self) -> Caller:
         """Connect, so that a wrong address is told at once.

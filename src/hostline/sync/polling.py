@@ -92,7 +92,7 @@ class Endpoint:
         self._generation = Endpoint._forks
         # The threads that are in. A list, because its append and remove are atomic and cost less than a lock.
         self._users: list[int] = []
-        self._released: threading.Event | None = None
+        self._released = None if wakeup is None else threading.Event()
         # One entry, which whoever releases takes out: pop is atomic.
         self._unreleased = [True]
 
@@ -123,7 +123,6 @@ class Endpoint:
             self._after_fork()
         if self._is_closed:
             return
-        released = self._released = threading.Event()
         # Sign in like everybody, so that nothing is released while others are being woken. The order matters: whoever
         # signs in after the flag is set sees it, whoever did before is seen and woken.
         self._users.append(threading.get_ident())
@@ -132,8 +131,8 @@ class Endpoint:
             self._wake()
         self._leave()
         # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
-        if self._wakeup is not None and threading.get_ident() not in self._users:
-            released.wait(_LEAVE_TIMEOUT)
+        if self._released is not None and threading.get_ident() not in self._users:
+            self._released.wait(_LEAVE_TIMEOUT)
 
     def _enter(self) -> None:
         """Sign in; pair it with `_leave` in a `finally`.

@@ -64,9 +64,7 @@ def check_budget(
     if extent is Extent.DEEP:
         if size <= max_elements and len(payload.translate(None, _NOT_CONTAINERS)) <= max_depth:
             return
-    elif (extent is Extent.FIXED or size <= max_elements) and (
-        size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW
-    ):
+    elif (extent is Extent.FIXED or size <= max_elements) and (size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW):
         return
     _walk(payload, max_depth, max_elements)
 

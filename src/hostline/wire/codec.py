@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from hostline.errors import InvalidArgumentError, InvalidResultError, RemoteProtocolError
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE
-from hostline.wire.budget import check_budget
+from hostline.errors import InvalidArgumentError, InvalidResultError, LocalProtocolError, RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "encode_farewell",
     "encode_hello",
     "encode_reply",
+    "hello_version",
     "result_decoder",
     "split_call",
 ]
@@ -52,7 +53,19 @@ VERSION: Final = 1
 # Names of optional parts both sides know. An unknown name is ignored, so a later version may add to it.
 FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "ping")
 
+# Bounds on texts, in bytes of UTF-8. With these, every error and every farewell fits into the smallest
+# `max_frame_size` that a peer may name; a hello's features and program are kept as long as its connection.
+_MAX_NAME: Final = 200
+_MAX_REASON: Final = 700
+_MAX_MESSAGE: Final = 4096
+_MAX_PROGRAM: Final = 256
+_BESIDE_MESSAGE: Final = 256  # code, name and MessagePack's own bytes in an ERROR
+
 _TIME_LEFT: Final = struct.Struct("<Q")
+_LONGEST: Final = 1.8e13  # seconds whose microseconds still fit into 64 bits
+
+_FrameSize = Annotated[int, msgspec.Meta(ge=MIN_MAX_FRAME_SIZE)]
+_Features = Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=64)]
 
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _CALL: Final = int(Kind.CALL)
@@ -65,9 +78,9 @@ class ClientHello(msgspec.Struct, kw_only=True):
     """Introduce the client: protocol version, features, the largest payload it takes in bytes, its program."""
 
     version: int = VERSION
-    features: list[str] = msgspec.field(default_factory=lambda: list(FEATURES))
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
-    program: str
+    features: _Features = msgspec.field(default_factory=lambda: list(FEATURES))
+    max_frame_size: _FrameSize = DEFAULT_MAX_FRAME_SIZE
+    program: Annotated[str, msgspec.Meta(max_length=_MAX_PROGRAM)]
 
 
 class MethodEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -81,8 +94,8 @@ class ServerHello(msgspec.Struct, kw_only=True):
     """Introduce the service: protocol version, features, largest payload in bytes, name, methods by number."""
 
     version: int = VERSION
-    features: list[str] = msgspec.field(default_factory=lambda: list(FEATURES))
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    features: _Features = msgspec.field(default_factory=lambda: list(FEATURES))
+    max_frame_size: _FrameSize = DEFAULT_MAX_FRAME_SIZE
     service: str
     methods: list[MethodEntry]
 
@@ -125,7 +138,13 @@ class Farewell(msgspec.Struct, array_like=True, frozen=True):
 
     code: str
     reason: str
-    last_call_id: int
+    last_call_id: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class _AnyHello(msgspec.Struct):
+    """Read the one field that a hello has in every version of the protocol."""
+
+    version: int
 
 
 Hello = TypeVar("Hello", ClientHello, ServerHello)
@@ -135,6 +154,7 @@ _encode_into = _encoder.encode_into
 _pack_header = HEADER.pack_into
 _failure_decoder: Final = msgspec.msgpack.Decoder(Failure)
 _farewell_decoder: Final = msgspec.msgpack.Decoder(Farewell)
+_version_decoder: Final = msgspec.msgpack.Decoder(_AnyHello)
 _hello_decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {
     ClientHello: msgspec.msgpack.Decoder(ClientHello),
     ServerHello: msgspec.msgpack.Decoder(ServerHello),
@@ -142,18 +162,40 @@ _hello_decoders: Final[dict[type, msgspec.msgpack.Decoder[Any]]] = {
 
 
 def encode_hello(hello: ClientHello | ServerHello) -> bytes:
-    """Return the HELLO frame."""
-    return encode_frame(Kind.HELLO, 0, MAGIC + _encoder.encode(hello))
+    """Return the HELLO frame.
+
+    Raises:
+        LocalProtocolError: It is larger than a peer takes: the service has too many methods.
+    """
+    if isinstance(hello, ClientHello):
+        hello = msgspec.structs.replace(hello, program=_cut(hello.program, _MAX_PROGRAM))
+    payload = MAGIC + _encoder.encode(hello)
+    if len(payload) > MAX_HELLO_SIZE:
+        raise LocalProtocolError(
+            f"hello of {len(payload)} bytes exceeds max_hello_size {MAX_HELLO_SIZE}: fewer methods, or shorter names"
+        )
+    return encode_frame(Kind.HELLO, 0, payload)
+
+
+def hello_version(payload: bytes) -> int:
+    """Read the protocol version out of a HELLO payload of whatever version.
+
+    Raises:
+        RemoteProtocolError: It does not start with the magic bytes, or has no version.
+    """
+    if not payload.startswith(MAGIC):
+        raise RemoteProtocolError("the peer does not speak hostline: its hello lacks the magic bytes")
+    version: int = _decode(_version_decoder, payload[len(MAGIC) :], "hello").version
+    return version
 
 
 def decode_hello(payload: bytes, expected: type[Hello]) -> Hello:
-    """Read a HELLO payload.
+    """Read a HELLO payload of this version.
 
     Raises:
         RemoteProtocolError: It does not start with the magic bytes or is malformed.
     """
-    if not payload.startswith(MAGIC):
-        raise RemoteProtocolError("the peer does not speak hostline: its hello lacks the magic bytes")
+    hello_version(payload)
     hello: Hello = _decode(_hello_decoders[expected], payload[len(MAGIC) :], "hello")
     return hello
 
@@ -185,20 +227,26 @@ def encode_call(
     else:
         flags = _DEADLINE
         buffer = bytearray(HEADER_SIZE + 8)
-        _TIME_LEFT.pack_into(buffer, HEADER_SIZE, min(int(time_left * 1e6), 0xFFFF_FFFF_FFFF_FFFF))
+        left = int(time_left * 1e6) if 0 <= time_left < _LONGEST else _outermost(time_left)
+        _TIME_LEFT.pack_into(buffer, HEADER_SIZE, left)
     try:
         if keywords:
             flags |= _NAMED
             _encode_into((args, keywords), buffer, len(buffer))
         else:
             _encode_into(args, buffer, len(buffer))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
         raise InvalidArgumentError(f"arguments of {size} bytes exceed max_frame_size {max_frame_size}")
     _pack_header(buffer, 0, size, _CALL, flags, 0, call_id, method)
     return buffer
+
+
+def _outermost(time_left: float) -> int:
+    """Return the microseconds for a time left that is negative or beyond what 64 bits hold."""
+    return 0 if time_left < 0 else 0xFFFF_FFFF_FFFF_FFFF
 
 
 def split_call(frame: Frame) -> tuple[float | None, bytes, bool]:
@@ -228,7 +276,7 @@ def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FR
     buffer = bytearray(HEADER_SIZE)
     try:
         _encode_into(result, buffer, HEADER_SIZE)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
@@ -238,15 +286,16 @@ def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FR
 
 
 @functools.lru_cache(maxsize=1024)
-def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], bool]:
-    """Return the decoder for a result type, and whether its values need the budget check.
+def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+    """Return the decoder for a result type, and how much the type leaves to the sender.
 
     Raises:
         TypeError: msgspec cannot decode into the type; the message names it.
     """
-    from hostline.wire.schema import is_open_ended
+    from hostline.wire.schema import check_decodable, extent_of
 
-    return msgspec.msgpack.Decoder(returns), is_open_ended(returns)
+    check_decodable(returns)
+    return msgspec.msgpack.Decoder(returns), extent_of(returns)
 
 
 def decode_result(payload: bytes, returns: Any) -> Any:
@@ -254,21 +303,28 @@ def decode_result(payload: bytes, returns: Any) -> Any:
 
     Raises:
         InvalidResultError: It is of another type, or not MessagePack.
+        TypeError: msgspec cannot decode into the type.
     """
-    decoder, is_open = result_decoder(returns)
     try:
-        if is_open:
-            check_budget(payload)
+        decoder, extent = result_decoder(returns)
+    except TypeError:  # perhaps only not hashable: Annotated with a dict, say
+        decoder, extent = result_decoder.__wrapped__(returns)
+    try:
+        if extent or len(payload) > SHALLOW:
+            check_budget(payload, extent)
         return decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise InvalidResultError(f"result is not of the expected type: {error}") from error
-    except (RemoteProtocolError, msgspec.DecodeError, RecursionError, ValueError) as error:
+    except Exception as error:  # the type's own checks may raise anything
         raise InvalidResultError(f"result cannot be decoded: {error}") from error
 
 
-def encode_failure(call_id: int, code: str, name: str, message: str) -> bytes:
-    """Return an ERROR frame; texts over 4 KiB are cut, for they come from exceptions of any length."""
-    return encode_frame(Kind.ERROR, call_id, _encoder.encode(Failure(code, _cut(name), _cut(message))))
+def encode_failure(
+    call_id: int, code: str, name: str, message: str, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+) -> bytes:
+    """Return an ERROR frame; its texts are cut to what the caller takes: they come from exceptions of any length."""
+    message = _cut(message, min(_MAX_MESSAGE, max_frame_size - _BESIDE_MESSAGE))
+    return encode_frame(Kind.ERROR, call_id, _encoder.encode(Failure(code, _cut(name, _MAX_NAME), message)))
 
 
 def decode_failure(payload: bytes) -> Failure:
@@ -279,7 +335,7 @@ def decode_failure(payload: bytes) -> Failure:
 
 def encode_farewell(code: str, reason: str, last_call_id: int = 0) -> bytes:
     """Return a GOAWAY frame."""
-    return encode_frame(Kind.GOAWAY, 0, _encoder.encode(Farewell(code, _cut(reason), last_call_id)))
+    return encode_frame(Kind.GOAWAY, 0, _encoder.encode(Farewell(code, _cut(reason, _MAX_REASON), last_call_id)))
 
 
 def decode_farewell(payload: bytes) -> Farewell:
@@ -295,7 +351,9 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes, what: str) ->
         raise RemoteProtocolError(f"{what} frame is malformed: {error}") from error
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, size: int) -> str:
     # surrogateescape'd names (a path in a message) cannot be encoded as UTF-8; show them escaped instead.
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= 4096 else text[:4093] + "..."
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) > size:
+        return data[: size - 3].decode("utf-8", "ignore") + "..."
+    return data.decode("utf-8")

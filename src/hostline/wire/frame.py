@@ -18,9 +18,19 @@ import struct
 from typing import Final, NamedTuple
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
 
-__all__ = ["FLAGS", "HEADER", "HEADER_SIZE", "Flag", "Frame", "FrameDecoder", "Kind", "encode_frame"]
+__all__ = [
+    "FLAGS",
+    "HEADER",
+    "HEADER_SIZE",
+    "Flag",
+    "Frame",
+    "FrameDecoder",
+    "Kind",
+    "check_frame_size",
+    "encode_frame",
+]
 
 HEADER: Final = struct.Struct("<IBBHII")
 HEADER_SIZE: Final = HEADER.size
@@ -99,6 +109,19 @@ def encode_frame(
     if len(payload) > 0xFFFF_FFFF:
         raise LocalProtocolError(f"payload of {len(payload)} bytes exceeds the {0xFFFF_FFFF} a frame can carry")
     return HEADER.pack(len(payload), kind, flags, 0, call_id, method) + payload
+
+
+def check_frame_size(max_frame_size: int) -> int:
+    """Return a usable frame bound.
+
+    Raises:
+        ValueError: It is not between 1 KiB and the hard limit.
+    """
+    if not MIN_MAX_FRAME_SIZE <= max_frame_size <= HARD_MAX_FRAME_SIZE:
+        raise ValueError(
+            f"max_frame_size of {max_frame_size} bytes must lie between {MIN_MAX_FRAME_SIZE} and {HARD_MAX_FRAME_SIZE}"
+        )
+    return max_frame_size
 
 
 class FrameDecoder:
@@ -194,6 +217,5 @@ class FrameDecoder:
         if method and kind != _CALL:
             raise RemoteProtocolError(f"{name} frame names method {method}: only calls do")
         if (call_id != 0) is (kind in _ABOUT_CONNECTION):
-            raise RemoteProtocolError(
-                f"{name} frame names call {call_id}: it is about {'a call' if call_id == 0 else 'the connection'}"
-            )
+            why = "must name a call" if call_id == 0 else "is about the connection, whose id is 0"
+            raise RemoteProtocolError(f"{name} frame has call id {call_id}: it {why}")

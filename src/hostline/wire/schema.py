@@ -7,23 +7,24 @@ call, before the handler runs, and a wrong one is named. JSON Schema comes from 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from hostline.errors import InvalidArgumentError, RemoteProtocolError
-from hostline.wire.budget import check_budget
+from hostline.wire.budget import SHALLOW, Extent, check_budget
 
-__all__ = ["Parameter", "Signature", "is_open_ended", "json_schemas"]
+__all__ = ["Parameter", "Signature", "check_decodable", "extent_of", "json_schemas"]
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_ARRAY_PATH: Final = re.compile(r"at `\$\[(\d+)\]([^`]*)`")
-_MAP_PATH: Final = re.compile(r"at `\$\.([^`]*)`")
+_PATH: Final = re.compile(r" - at ((?:`key` in )*)`\$(?:\[(\d+)\]|\.(\w+))([^`]*)`\Z")
 _GOT_LENGTH: Final = re.compile(r"`array` of .*length.*, got (?:length )?(\d+)")
 
 
@@ -57,10 +58,8 @@ class Signature:
         name = getattr(function, "__qualname__", repr(function))
         self.parameters: list[Parameter] = []
         self.injected: dict[type, str] = {}
-        try:
-            hints = typing.get_type_hints(function, include_extras=True)
-        except NameError as error:
-            raise TypeError(f"method {name}: annotation cannot be resolved: {error}") from error
+        self._injected_at: dict[str, int] = {}
+        hints = _hints(name, function)
         for parameter in inspect.signature(function).parameters.values():
             self._add(name, parameter, hints, injected)
         self.returns: Any = hints.get("return", Any)
@@ -73,17 +72,24 @@ class Signature:
         if parameter.name not in hints:
             raise TypeError(f"{where} has no annotation; give its type, or typing.Any")
         annotation = hints[parameter.name]
-        if annotation in injected:
+        if (filled := _injected_type(where, annotation, injected)) is not None:
             if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
                 raise TypeError(f"{where} is filled in by name; it cannot be positional-only")
-            self.injected[annotation] = parameter.name
+            if filled in self.injected:
+                raise TypeError(f"{where} is a second {filled.__name__}; {self.injected[filled]!r} is one already")
+            self.injected[filled] = parameter.name
+            self._injected_at[parameter.name] = sum(p.is_positional for p in self.parameters) + len(self._injected_at)
             return
+        try:
+            check_decodable(annotation)
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}") from error
         self.parameters.append(
             Parameter(
                 name=parameter.name,
                 annotation=annotation,
                 is_required=parameter.default is inspect.Parameter.empty,
-                is_positional=parameter.kind in _POSITIONAL and not self.injected,
+                is_positional=parameter.kind in _POSITIONAL,
                 is_named=parameter.kind is not inspect.Parameter.POSITIONAL_ONLY,
             )
         )
@@ -91,18 +97,15 @@ class Signature:
     def _build(self, owner: str) -> None:
         positional = [p for p in self.parameters if p.is_positional]
         named = [p for p in self.parameters if p.is_named]
+        positional_only = [p for p in self.parameters if not p.is_named]
         self._positional = tuple(p.name for p in positional)
+        self._positional_only = tuple(p.name for p in positional_only)
         self._required_named_only = tuple(p.name for p in self.parameters if p.is_required and not p.is_positional)
-        self._is_open_ended = any(is_open_ended(p.annotation) for p in self.parameters)
         try:
-            by_position = msgspec.defstruct(
-                "Arguments", _fields(positional), array_like=True, forbid_unknown_fields=True
-            )
-            by_name = msgspec.defstruct(
-                "Arguments", _fields(named, all_optional=True), kw_only=True, forbid_unknown_fields=True
-            )
-            self._array = msgspec.msgpack.Decoder(by_position)
-            self._map = msgspec.msgpack.Decoder(by_name)
+            self._extent = max((extent_of(p.annotation) for p in self.parameters), default=Extent.FIXED)
+            self._array = _decoder(_fields(positional), is_array=True)
+            self._head = _decoder(_fields(positional_only, all_optional=True), is_array=True)
+            self._map = _decoder(_fields(named, all_optional=True), is_array=False)
             if self.returns is not Any:
                 msgspec.msgpack.Decoder(self.returns)
         except TypeError as error:
@@ -121,54 +124,54 @@ class Signature:
         Raises:
             InvalidArgumentError: An argument is missing, unknown, given twice or of the wrong type; the text
                 names it, down to the field inside.
+            Exception: Whatever a type's own check raises beside ValueError and TypeError, which refuse the value.
         """
         try:
-            if self._is_open_ended:
-                check_budget(payload)
+            if self._extent or len(payload) > SHALLOW:
+                check_budget(payload, self._extent)
             if is_named:
                 return self._decode_named(payload)
-            values = msgspec.structs.astuple(self._array.decode(payload))
+            values = _without_unset(self._array.decode(payload))
         except msgspec.ValidationError as error:
             raise InvalidArgumentError(self._explain(str(error))) from error
         except InvalidArgumentError:
             raise
-        except (RemoteProtocolError, msgspec.DecodeError, RecursionError, ValueError) as error:
+        except (RemoteProtocolError, msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
             raise InvalidArgumentError(f"arguments cannot be decoded: {error}") from error
         if self._required_named_only:
             raise InvalidArgumentError(f"argument `{self._required_named_only[0]}` is missing: pass it by name")
-        while values and values[-1] is UNSET:
-            values = values[:-1]
         return values, {}
 
+    def inject(
+        self, name: str, value: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the value of an injected parameter among the arguments that `decode` returned.
+
+        It takes its place between the positional ones if the caller's arguments reach beyond it, so a caller counts as
+        if it were not there.
+        """
+        index = self._injected_at[name]
+        if len(args) > index:
+            return (*args[:index], value, *args[index:]), keywords
+        return args, {**keywords, name: value}
+
     def _decode_named(self, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        pieces, named = _mixed_decoder.decode(payload)
+        pieces, named = _split_mixed(payload)
         if len(pieces) > len(self._positional):
             raise InvalidArgumentError(self._too_many(len(pieces)))
-        given = dict(zip(self._positional, pieces, strict=False))
         for name in named:
-            if name in given:
+            if name in self._positional[: len(pieces)]:
                 raise InvalidArgumentError(f"argument `{name}` is given twice, by position and by name")
-        positional_only = [p.name for p in self.parameters if not p.is_named]
-        for name in positional_only:
-            if name in named:
+            if name in self._positional_only:
                 raise InvalidArgumentError(f"argument `{name}` is taken by position only")
         # Positional-only arguments are decoded by place, everything else by name.
-        head = self._decode_head(pieces[: len(positional_only)])
-        rest = {name: raw for name, raw in given.items() if name not in positional_only} | named
+        count = len(self._positional_only)
+        head = _without_unset(self._head.decode(msgspec.msgpack.encode(pieces[:count])))
+        rest = dict(zip(self._positional[count:], pieces[count:], strict=False)) | named
         decoded = self._map.decode(msgspec.msgpack.encode(rest))
         keywords = {p.name: v for p in self.parameters if p.is_named and (v := getattr(decoded, p.name)) is not UNSET}
         self._require(len(head), keywords)
         return head, keywords
-
-    def _decode_head(self, pieces: list[msgspec.Raw]) -> tuple[Any, ...]:
-        values = []
-        for parameter, raw in zip(self.parameters, pieces, strict=False):
-            try:
-                values.append(msgspec.msgpack.decode(raw, type=parameter.annotation))
-            except msgspec.ValidationError as error:
-                text = str(error).replace("`$", f"`{parameter.name}")
-                raise InvalidArgumentError(f"argument `{parameter.name}`: {text}") from error
-        return tuple(values)
 
     def _require(self, head_count: int, keywords: dict[str, Any]) -> None:
         for index, parameter in enumerate(self.parameters):
@@ -182,13 +185,11 @@ class Signature:
 
     def _explain(self, text: str) -> str:
         """Turn msgspec's `$[0].price` or `$.order.price` into the argument's name and the field inside it."""
-        if match := _ARRAY_PATH.search(text):
-            index = int(match[1])
-            name = self._positional[index] if index < len(self._positional) else str(index)
-            return f"argument `{name}`: {text[: match.start()]}at `{name}{match[2]}`"
-        if match := _MAP_PATH.search(text):
-            name = re.split(r"[.\[]", match[1], maxsplit=1)[0]
-            return f"argument `{name}`: {text[: match.start()]}at `{match[1]}`"
+        if match := _PATH.search(text):
+            keys, index, name, inside = match.groups()
+            if index is not None:
+                name = self._positional[int(index)] if int(index) < len(self._positional) else index
+            return f"argument `{name}`: {text[: match.start()]} - at {keys}`{name}{inside}`"
         if match := re.search(r"unknown field `([^`]*)`", text):
             known = ", ".join(p.name for p in self.parameters if p.is_named) or "none"
             return f"argument `{match[1]}` is unknown: the method takes {known}"
@@ -204,7 +205,83 @@ class Signature:
         return f"argument `{missing}` is missing"
 
 
-_mixed_decoder: Final = msgspec.msgpack.Decoder(tuple[list[msgspec.Raw], dict[str, msgspec.Raw]])
+# The bounds keep a megabyte of one-byte arguments from becoming a million objects before they are counted.
+_Pieces = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=1000)]
+_Named = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=1000)]
+_mixed_decoder: Final = msgspec.msgpack.Decoder(tuple[_Pieces, msgspec.Raw])
+_named_decoder: Final = msgspec.msgpack.Decoder(_Named)
+
+
+def _split_mixed(payload: bytes) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]:
+    """Take the array of arguments by position and the map of those by name apart, each argument still encoded."""
+    try:
+        pieces, rest = _mixed_decoder.decode(payload)
+        named = _named_decoder.decode(rest)
+    except msgspec.DecodeError as error:
+        raise InvalidArgumentError(f"arguments are not an array of an array and a map: {error}") from error
+    if len(named) != (count := _map_count(bytes(rest))):
+        raise InvalidArgumentError(f"an argument is given twice: {count} by name, {len(named)} of them different")
+    return pieces, named
+
+
+def _map_count(encoded: bytes) -> int:
+    """Return how many pairs an encoded map says it has."""
+    if encoded[0] <= 0x8F:
+        return encoded[0] & 0x0F
+    return int.from_bytes(encoded[1 : 3 if encoded[0] == 0xDE else 5], "big")
+
+
+def _hints(owner: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the resolved annotations of whatever can be called."""
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        hint = "a type that an annotation names must be known at the module's top level"
+        raise TypeError(f"method {owner}: annotation cannot be resolved: {error}; {hint}") from error
+    except (AttributeError, SyntaxError, TypeError) as error:
+        raise TypeError(f"method {owner}: annotation cannot be resolved: {error}") from error
+
+
+def _injected_type(where: str, annotation: Any, injected: tuple[type, ...]) -> type | None:
+    """Return the type that the server fills in for an annotation, or None; `T | None` counts as `T`."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return next((cls for cls in injected if annotation is cls), None)
+    members = [member for member in typing.get_args(annotation) if member is not types.NoneType]
+    found = [cls for cls in injected if cls in members]
+    if found and len(members) > 1:
+        raise TypeError(f"{where} is filled in by the server: it can be {found[0].__name__} and nothing beside it")
+    return found[0] if found else None
+
+
+def check_decodable(annotation: Any) -> None:
+    """Refuse a type whose values cannot be read from the wire: it would be accepted here, and then never match.
+
+    Raises:
+        TypeError: Names the type, which may be one inside.
+    """
+    for info in _walk_types(msgspec.inspect.type_info(annotation)):
+        if isinstance(info, msgspec.inspect.CustomType):
+            name = f"{info.cls.__module__}.{info.cls.__qualname__}"
+            raise TypeError(f"type {name} is not supported: nothing can be decoded into it")
+
+
+def _decoder(fields: list[Any], *, is_array: bool) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(
+        msgspec.defstruct("Arguments", fields, array_like=is_array, kw_only=not is_array, forbid_unknown_fields=True)
+    )
+
+
+def _without_unset(arguments: Any) -> tuple[Any, ...]:
+    """Return the values of an array of arguments up to the first that was not given."""
+    values = msgspec.structs.astuple(arguments)
+    while values and values[-1] is UNSET:
+        values = values[:-1]
+    return values
 
 
 def _fields(parameters: list[Parameter], all_optional: bool = False) -> list[Any]:
@@ -218,41 +295,63 @@ def _fields(parameters: list[Parameter], all_optional: bool = False) -> list[Any
     return fields
 
 
-def is_open_ended(annotation: Any, _seen: frozenset[Any] = frozenset()) -> bool:
-    """Say whether a type lets the sender choose how many values, or how many levels, a payload has.
+def extent_of(annotation: Any) -> Extent:
+    """Return how much of a payload's form a type leaves to the sender.
 
-    Scalars and structs of scalars do not; `Any`, containers without a fixed length and types that contain
-    themselves do.
+    Scalars and structs of scalars leave nothing; containers without a fixed length leave how many values there are;
+    `Any` and types that contain themselves leave the levels as well.
     """
-    if annotation in _SCALARS:
-        return False
     try:
         info = msgspec.inspect.type_info(annotation)
     except TypeError:
-        return True
-    return _is_open(info, ())
+        return Extent.DEEP
+    return _extent(info, (), set())
 
 
-_SCALARS: Final[frozenset[Any]] = frozenset({int, float, str, bytes, bool, None, type(None)})
-
-
-def _is_open(info: msgspec.inspect.Type, above: tuple[type, ...]) -> bool:
-    inspect_ = msgspec.inspect
-    if isinstance(info, inspect_.UnionType):
-        return any(_is_open(t, above) for t in info.types)
-    if isinstance(
-        info, (inspect_.AnyType, inspect_.RawType, inspect_.CollectionType, inspect_.DictType, inspect_.CustomType)
-    ):
-        return not isinstance(info, inspect_.CustomType)
-    if isinstance(info, inspect_.TupleType):
-        return any(_is_open(t, above) for t in info.item_types)
+def _extent(info: msgspec.inspect.Type, above: tuple[type, ...], done: set[type]) -> Extent:
+    if isinstance(info, (msgspec.inspect.AnyType, msgspec.inspect.RawType, msgspec.inspect.CustomType)):
+        return Extent.DEEP
     cls = getattr(info, "cls", None)
-    fields = getattr(info, "fields", None)
-    if cls is None or fields is None:
-        return False
     if cls in above:
-        return True
-    return any(_is_open(field.type, (*above, cls)) for field in fields)
+        return Extent.DEEP
+    if cls in done:
+        return Extent.FIXED  # counted where it was met first
+    least = Extent.LONG if isinstance(info, _CONTAINERS) else Extent.FIXED
+    inside = above if cls is None else (*above, cls)
+    extent = max((_extent(part, inside, done) for part in _parts(info)), default=least)
+    if cls is not None:
+        done.add(cls)
+    return max(extent, least)
+
+
+_CONTAINERS: Final = (msgspec.inspect.CollectionType, msgspec.inspect.DictType)
+
+
+def _parts(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    """Return the types directly inside a type."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        return [info.type]
+    if isinstance(info, msgspec.inspect.UnionType):
+        return list(info.types)
+    if isinstance(info, msgspec.inspect.CollectionType):
+        return [info.item_type]
+    if isinstance(info, msgspec.inspect.DictType):
+        return [info.key_type, info.value_type]
+    if isinstance(info, msgspec.inspect.TupleType):
+        return list(info.item_types)
+    return [field.type for field in getattr(info, "fields", ())]
+
+
+def _walk_types(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    """Return a type and every type inside it, each once."""
+    found: dict[int, msgspec.inspect.Type] = {}
+    waiting = [info]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            waiting += _parts(one)
+    return list(found.values())
 
 
 def json_schemas(types_: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

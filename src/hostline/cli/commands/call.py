@@ -102,7 +102,7 @@ def parse_arguments(text: str | bytes | None) -> tuple[tuple[Any, ...], dict[str
         value = msgspec.json.decode(encoded)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         hint = ""
-        if isinstance(text, str) and text[:1] not in "[{\"-0123456789":
+        if isinstance(text, str) and text[:1] not in '[{"-0123456789':
             hint = "; a text is written with its quotes: '\"hello\"'"
         raise UsageError(f"the arguments are not JSON: {error}{hint}") from error
     if isinstance(value, list):

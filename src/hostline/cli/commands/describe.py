@@ -28,7 +28,7 @@ def describe(
     any_server: AnyServer = False,
     json: Json = False,
 ) -> None:
-    """Show what a service offers: its methods, what they take, return and raise.
+    """Show the methods of a service and their types.
 
     A method is shown as its def line; = ... marks what may be left out. --json gives everything, JSON Schemas included.
     """

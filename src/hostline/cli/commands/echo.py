@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hostline.cli.exits import UsageError
+from hostline.cli.exits import checked_values
 from hostline.cli.options import Address, Group, Mode, Owner, SocketKind, account, as_type, parse_mode
 from hostline.cli.terminal import escape
 
@@ -49,16 +49,18 @@ def echo(
     group: Group = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of each client on standard error.")] = False,
 ) -> None:
-    """Serve bytes back to any number of clients, until SIGTERM or Ctrl-C.
+    """Serve bytes back: a server to try things with.
 
-    Packets and datagrams go back one by one; a datagram whose sender has no address cannot be answered. With --reply
-    each connection is read once, answered, and closed.
+    It serves any number of clients, until SIGTERM or Ctrl-C. Packets and datagrams go back one by one; a datagram
+    whose sender has no address cannot be answered. With --reply each connection is read once, answered, and closed.
     """
     import asyncio
 
     permissions = None if mode is None else parse_mode(mode)
     server = _EchoServer(
-        reply=None if reply is None else reply.encode("utf-8", "surrogateescape") + (b"\n" if kind == "stream" else b""),
+        reply=None
+        if reply is None
+        else reply.encode("utf-8", "surrogateescape") + (b"\n" if kind == "stream" else b""),
         is_verbose=verbose,
     )
     asyncio.run(server.run(address, kind, permissions, account(owner), account(group)))
@@ -91,12 +93,9 @@ class _EchoServer:
         import asyncio
 
         from hostline import aio
-        from hostline.errors import HostlineError
 
-        try:
+        with checked_values():
             endpoint = aio.listen(address, as_type(kind), mode=mode, owner=owner, group=group)
-        except ValueError as error:
-            raise error if isinstance(error, HostlineError) else UsageError(str(error)) from error
         async with endpoint:
             print(f"listening at {escape(endpoint.address, keep='')} ({kind})", file=sys.stderr, flush=True)
             work = self._datagrams(endpoint) if isinstance(endpoint, aio.Datagrams) else self._connections(endpoint)

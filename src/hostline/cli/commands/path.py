@@ -15,9 +15,10 @@ Examples:
 
 
 def path(address: Address) -> None:
-    """Print where an address leads: the path of a bare name, for other programs.
+    """Print where an address leads.
 
-    Nothing is made or opened. An abstract name is printed as unix:@NAME.
+    For a bare name that is a path, which programs other than hostline can use. Nothing is made or opened. An
+    abstract name is printed as unix:@NAME.
     """
     import os
     import sys

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hostline.cli.exits import CommandError, UsageError
+from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
 
@@ -48,7 +48,8 @@ def serve(
         str,
         typer.Argument(
             metavar="MODULE:SERVICE",
-            help="A module, or a .py file, and the name of the service in it; the name may be left out if it is the only one.",
+            help="A module or a .py file, and the name of the service in it, which may be left out where it is the "
+            "only one.",
             show_default=False,
         ),
     ],
@@ -67,23 +68,36 @@ def serve(
     group: Group = None,
     backlog: Annotated[
         int | None,
-        typer.Option("--backlog", min=0, help="Connections that wait to be accepted.", show_default="as many as the host allows"),
+        typer.Option(
+            "--backlog",
+            metavar="N",
+            min=0,
+            help="Connections that wait to be accepted.",
+            show_default="as many as the host allows",
+        ),
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Handlers that run at once.")] = DEFAULT_CONCURRENCY,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", metavar="N", min=1, help="Handlers that run at once.")
+    ] = DEFAULT_CONCURRENCY,
     queue: Annotated[
-        int, typer.Option("--queue", min=0, help="Calls that wait behind them; the next is refused at once.")
+        int,
+        typer.Option("--queue", metavar="N", min=0, help="Calls that wait behind them; the next is refused at once."),
     ] = DEFAULT_QUEUE,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Worker threads for def handlers.")] = DEFAULT_THREADS,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=1, help="Worker threads for def handlers.")
+    ] = DEFAULT_THREADS,
     grace: Annotated[
         float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
     ] = DEFAULT_GRACE,
     loop: Annotated[LoopKind, typer.Option("--loop", help="The event loop.")] = LoopKind.ASYNCIO,
-    log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")] = LogLevel.INFO,
+    log_level: Annotated[
+        LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")
+    ] = LogLevel.INFO,
 ) -> None:
-    """Serve a service until SIGTERM or Ctrl-C; calls that run then are finished first.
+    """Serve a service that a Python module declares.
 
-    The working directory is searched for the module. The socket file has mode 0600, and only you and root are admitted,
-    unless --mode says otherwise.
+    It runs until SIGTERM or Ctrl-C; calls that run then are finished first. The working directory is searched for
+    the module. The socket file has mode 0600, and only you and root are admitted, unless --mode says otherwise.
     """
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")
@@ -92,7 +106,7 @@ def serve(
     loop_factory = _loop_factory(loop)
     _start_logging(log_level)
     service = load_service(target)
-    try:
+    with checked_values():
         service.run(
             address,
             mode=permissions,
@@ -105,15 +119,6 @@ def serve(
             grace=limit,
             loop_factory=loop_factory,
         )
-    except ValueError as error:
-        # No such user or group, or numbers that do not go together; hostline's own ValueErrors have better words.
-        raise _as_usage(error) from error
-
-
-def _as_usage(error: ValueError) -> Exception:
-    from hostline.errors import HostlineError
-
-    return error if isinstance(error, HostlineError) else UsageError(str(error))
 
 
 def _loop_factory(kind: LoopKind) -> Callable[[], AbstractEventLoop] | None:

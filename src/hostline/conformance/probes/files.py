@@ -94,8 +94,8 @@ def symlink(stage: Stage) -> dict[str, Cell]:
     }
     for link, aim in links.values():
         link.symlink_to(aim)
-    begun = [(name, stage.begin(link)) for name, (link, _) in links.items()]  # together: some peers retry for seconds
-    starts = {name: stage.finish(child) for name, child in begun}
+    begun = [stage.begin(link) for link, _ in links.values()]  # together: some peers retry for seconds
+    starts = dict(zip(links, stage.finish(*begun), strict=True))
     wrong = []
     for name, (link, aim) in links.items():
         starts[name].child.kill()
@@ -140,4 +140,4 @@ def long_path(stage: Stage) -> dict[str, Cell]:
     text = start.failure.text.replace(str(path), "PATH")
     if limit := re.search(r"\b10[3-8]\b", text):
         return {"long_path": Cell.ok(f"error names limit {limit[0]}", start.detail)}
-    return {"long_path": Cell.miss(f"vague: {text[:60]}", start.detail)}
+    return {"long_path": Cell.miss(f"vague: {text.partition(';')[0][:60]}", start.detail)}

@@ -123,15 +123,19 @@ class Stage:
             self._workshops[umask].abilities()
         return self._workshops[umask].start("serve", str(path), at=at)
 
-    def finish(self, child: Child) -> Start:
-        """Wait until a start has gone one way or the other."""
-        event = child.wait("ready", "failed", timeout=START_TIMEOUT)
-        is_ready = event is not None and event["event"] == "ready"
-        return Start(child, is_ready, None if is_ready else child.failure())
+    def finish(self, *children: Child) -> list[Start]:
+        """Wait until each start has gone one way or the other; they share one time limit."""
+        deadline = Deadline.after(START_TIMEOUT)
+        starts = []
+        for child in children:
+            event = child.wait("ready", "failed", timeout=deadline.remaining())
+            is_ready = event is not None and event["event"] == "ready"
+            starts.append(Start(child, is_ready, None if is_ready else child.failure()))
+        return starts
 
     def serve(self, path: Path, *, umask: int = USUAL_UMASK) -> Start:
         """Start a server and wait how it goes."""
-        return self.finish(self.begin(path, umask=umask))
+        return self.finish(self.begin(path, umask=umask))[0]
 
     def served(self, path: Path, *, umask: int = USUAL_UMASK) -> Child:
         """Start a server that has to start, on a path where nothing is in its way, and wait until it is reachable."""

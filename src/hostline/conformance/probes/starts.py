@@ -61,7 +61,7 @@ def contenders(stage: Stage) -> dict[str, Cell]:
         at = time.monotonic() + RACE_DELAY
         gap = RACE_GAPS[trial % len(RACE_GAPS)]
         children = [stage.begin(path, at=at), stage.begin(path, at=at + gap)]
-        starts = [stage.finish(child) for child in children]
+        starts = stage.finish(*children)
         ready = [start.child for start in starts if start.is_ready]
         owners[len(ready)] += 1
         lost += len(ready) == 1 and not stage.is_held(path, ready[0])

@@ -21,9 +21,10 @@ __all__ = ["full_backlog", "inherited", "short_fds", "short_packet"]
 CONNECT_TIMEOUT = 1.0
 HANG_MARGIN = 2.5
 
-# Share of the timeout before which an error did not wait, and share of a core above which waiting is spinning.
+# Share of the timeout before which an error did not wait, and share of a core above which waiting is spinning. A client
+# that sleeps uses one or two per cent, one that spins gets what a loaded machine has left for it.
 EARLY = 0.5
-SPIN = 0.25
+SPIN = 0.10
 
 # Seconds for a client to connect to the judge and receive.
 RECEIVE_TIMEOUT = 5.0

@@ -23,13 +23,13 @@ class _Service(rpyc.Service):  # type: ignore[misc]
 def serve(path: str, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM, then close; `start` blocks, so that it runs beside the wait."""
     server = ThreadedServer(_Service, socket_path=path)
-    thread = threading.Thread(target=server.start, daemon=True)
-    thread.start()
+    threading.Thread(target=server.start, daemon=True).start()
     try:
         while not server.active:
             time.sleep(0.005)
         ready()
-        thread.join()
+        while server.active:
+            time.sleep(0.02)  # not join: Python 3.13.0 at times sleeps through a signal in it
     finally:
         server.close()
 
