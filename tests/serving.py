@@ -458,12 +458,14 @@ class RawClient:
         return bytes(encode_call(call_id, self.methods[method], args, None, time_left, 16 << 20))
 
     def call(self, call_id: int, method: str, *args: Any, time_left: float | None = None) -> None:
+        self.sock.settimeout(10)
         self.sock.sendall(self.encode(call_id, method, *args, time_left=time_left))
 
     def send_some(self, data: bytes) -> int:
         """Send what the socket takes without waiting, and return how much that was."""
+        self.sock.settimeout(0)
         try:
-            return self.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self.sock.send(data)
         except BlockingIOError:
             return 0
 

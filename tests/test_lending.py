@@ -41,6 +41,15 @@ def app(environ, start_response):
 """
 
 
+# What a service manager does: the socket as descriptor 3, and two variables that say so.
+BY_LISTEN_FDS = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
+"""
+
+
 class UnixHTTP(http.client.HTTPConnection):
     """Speak HTTP to a socket file."""
 
@@ -71,17 +80,18 @@ def ask(path: Path) -> bytes:
         return sock.recv(100)
 
 
+async def pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"pong " + await reader.readline())
+    await writer.drain()
+    writer.close()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_asyncio_start_unix_server_takes_the_socket(module: Any, sock_dir: Path, run_async: Callable[..., Any]) -> None:
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"pong " + await reader.readline())
-        await writer.drain()
-        writer.close()
-
     async def main() -> None:
         listener = module.listen(sock_dir / "s")
         assert (sock_dir / "s").stat().st_mode & 0o777 == 0o600
-        server = await asyncio.start_unix_server(handle, sock=listener.socket)
+        server = await asyncio.start_unix_server(pong, sock=listener.socket)
         assert await asyncio.to_thread(ask, sock_dir / "s") == b"pong ping\n"
         server.close()
         listener.close()
@@ -155,9 +165,9 @@ def test_web_servers_take_the_descriptor(module: Any, server: str, how: str, soc
             arguments[1:1] = ["--bind", f"fd://{number}"]
         if has_control_socket():
             arguments[1:1] = ["--no-control-socket"]
-    script = 'exec "$@"' if how == "by number" else f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{listener.fileno()}'
+    launch = ["-c", BY_LISTEN_FDS, str(listener.fileno())] if how == "by LISTEN_FDS" else ["-m"]
     process = subprocess.Popen(
-        ["sh", "-c", script, "sh", sys.executable, "-m", *arguments],
+        [sys.executable, *launch, *arguments],
         pass_fds=[listener.fileno()],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -200,31 +210,34 @@ def test_the_lender_accepts_again_when_the_borrower_is_done(
     async def main() -> None:
         listener = module.listen(sock_dir / "s")
         borrowed = socket.socket(fileno=os.dup(listener.fileno()))
-        server = await asyncio.start_unix_server(lambda reader, writer: writer.close(), sock=borrowed)
-        assert await asyncio.to_thread(ask, sock_dir / "s") == b""
-        server.close()
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(str(sock_dir / "s"))
-        accepted = listener.accept(timeout=5)
-        (await accepted if module is aio_sockets else accepted).close()
-        client.close()
+        server = await asyncio.start_unix_server(pong, sock=borrowed)
+        try:
+            assert await asyncio.to_thread(ask, sock_dir / "s") == b"pong ping\n"
+        finally:
+            server.close()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(sock_dir / "s"))
+            accepted = listener.accept(timeout=5)
+            (await accepted if module is aio_sockets else accepted).close()
         listener.close()
 
     run_async(main)
+    assert not (sock_dir / "s").exists()
 
 
 def test_grpc_cannot_take_one() -> None:
     """Its Python package binds by itself, to a path only; the day this fails the documentation can say so."""
-    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
-    from concurrent.futures import ThreadPoolExecutor
-
-    executor = ThreadPoolExecutor(1)
-    server = grpc.server(executor)
-    try:
-        with sync_sockets.listen(f"unix:@hostline-test-{os.getpid()}") as listener:
-            for address in (f"fd:{listener.fileno()}", f"unix-fd:{listener.fileno()}"):
-                with pytest.raises(RuntimeError, match="Failed to bind"):
-                    server.add_insecure_port(address)
-    finally:
-        server.stop(None)
-        executor.shutdown()
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    program = """
+import concurrent.futures, grpc
+from hostline.sync.sockets import listen
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+with listen("unix:@hostline-test-grpc") as listener:
+    for address in (f"fd:{listener.fileno()}", f"unix-fd:{listener.fileno()}"):
+        try:
+            print(server.add_insecure_port(address))
+        except RuntimeError as error:
+            print("Failed to bind" in str(error))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
+    assert result.stdout == "True\nTrue\n", result.stderr

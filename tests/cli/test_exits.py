@@ -98,33 +98,38 @@ def test_a_second_server_cannot_listen_and_the_first_goes_on(sock_dir: Path) -> 
     assert (sock_dir / "file").read_text() == "kept"
 
 
-def test_a_wrong_command_line_is_usage(sock_dir: Path) -> None:
-    for arguments in (
-        ["nonsense"],
-        ["cat"],
-        ["cat", "nats://x"],
-        ["cat", ""],
-        ["cat", sock_dir / "x", "--type", "strange"],
-        ["call", "x", "y", "--timeout", "-1"],
-        ["call", "x", "y", "--timeout", "nan"],
-        ["call", "x", "y", "--server-user", "root", "--any-server"],
-        ["call", "x", "y", "--server-user", "no such user"],
-        ["call", "x", "y", "--raw", "--json"],
-        ["echo", sock_dir / "x", "--mode", "888"],
-        ["echo", sock_dir / "x", "--owner", "no such user"],
-        ["echo", "unix:@x", "--mode", "0600"],
-        ["echo", f"{sock_dir}/{'x' * 200}"],
-        ["cat", sock_dir / "x", "--mode", "0600"],
-        ["cat", sock_dir / "x", "--listen", "--server-user", "0"],
-        ["cat", sock_dir / "x", "--type", "datagram", "--server-user", "0"],
-        ["run", "-l", sock_dir / "x"],
-        ["conformance", "--json", "--markdown"],
-        ["conformance", "nobody"],
-    ):
-        done = hostline(*arguments)
-        assert (done.returncode, done.stdout) == (ExitCode.USAGE, b""), (arguments, done)
-        assert b"Traceback" not in done.stderr
-        assert b"rror: " in done.stderr
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "cat",
+        "cat nats://x",
+        "cat DIR/",
+        "cat DIR/x --type strange",
+        "cat DIR/x --mode 0600",
+        "cat DIR/x --listen --server-user 0",
+        "cat DIR/x --type datagram --server-user 0",
+        "call x y --timeout -1",
+        "call x y --timeout nan",
+        "call x y --server-user root --any-server",
+        "call x y --server-user nosuchuser",
+        "call x y --raw --json",
+        "echo DIR/x --mode 888",
+        "echo DIR/x --owner nosuchuser",
+        "echo unix:@x --mode 0600",
+        f"echo DIR/{'x' * 200}",
+        "run -l DIR/x",
+        "run -l DIR/x --mode 600 --mode 600 -- true",
+        "run -l DIR/x --name a:b -- true",
+        "conformance --json --markdown",
+        "conformance nobody",
+    ],
+)
+def test_a_wrong_command_line_is_usage(sock_dir: Path, line: str) -> None:
+    done = hostline(*line.replace("DIR", str(sock_dir)).split())
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, b""), done
+    assert b"Traceback" not in done.stderr
+    assert b"rror: " in done.stderr
 
 
 def test_a_file_that_cannot_be_opened_is_a_failure(sock_dir: Path) -> None:

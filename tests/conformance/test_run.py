@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -207,7 +208,7 @@ def test_what_a_subject_prints_does_not_disturb_the_judge(sock_dir: Path) -> Non
 
 
 def directories() -> set[str]:
-    return {name for name in os.listdir("/tmp") if name.startswith("hlc-")}
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("hlc-")}
 
 
 def processes_of(path: str) -> list[int]:
@@ -257,3 +258,11 @@ def test_a_judge_that_is_killed_takes_all_its_processes_with_it(sock_dir: Path) 
         assert wait_until(lambda: len(processes_of(str(subject))) == 3, timeout=10)
         judge.kill()
     assert wait_until(lambda: processes_of(str(subject)) == [], timeout=5)
+
+
+def test_a_temporary_directory_with_a_long_name_is_not_used(sock_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = sock_dir / ("long" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    (row,) = run_conformance(["socket"], ["mode_022", "long_path"]).rows
+    assert [cell.verdict for cell in row.cells.values()] == ["ok", "miss"]

@@ -44,7 +44,7 @@ def as_json(value: Any) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.msgpack.Ext):
         return {"extension": value.code, "data": bytes(value.data)}
-    return str(value)
+    raise TypeError(f"a key of type {type(value).__name__}")  # nothing else comes out of MessagePack
 
 
 def _with_pairs(value: Any) -> Any:

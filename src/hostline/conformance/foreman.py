@@ -77,7 +77,7 @@ class _Foreman:
         sys.stdout.flush()
         pid = os.fork()
         if pid:
-            with contextlib.suppress(PermissionError):
+            with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.setpgid(pid, pid)
             self._pids[ident] = pid
             self.emit(ident, "forked", pid=pid)

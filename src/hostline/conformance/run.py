@@ -25,6 +25,9 @@ __all__ = ["DEFAULT_TRIALS", "Step", "list_subjects", "run_conformance"]
 # double win needs thousands, which hostline's own race test runs.
 DEFAULT_TRIALS = 5
 
+# Bytes of the temporary directory's own path; beyond it /tmp is used, so that socket paths below it fit.
+LONGEST_TEMP = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -104,7 +107,9 @@ def _columns(probes: Sequence[str] | None) -> tuple[Column, ...]:
 @contextlib.contextmanager
 def _short_directory() -> Iterator[Path]:
     """Give a private directory whose path leaves room in the 108 bytes of a socket address, and remove it."""
-    where = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else None  # noqa: S108 - mkdtemp makes it 0700 and unguessable
+    where = tempfile.gettempdir()
+    if len(os.fsencode(where)) > LONGEST_TEMP and os.access("/tmp", os.W_OK | os.X_OK):  # noqa: S108
+        where = "/tmp"  # noqa: S108 - mkdtemp makes a directory in it that is ours alone
     path = Path(tempfile.mkdtemp(prefix="hlc-", dir=where))
     try:
         yield path
