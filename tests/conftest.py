@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import second_user
@@ -26,6 +27,10 @@ MUST_RUN_IN_CI = ("root", "ci_required")
 # Seconds for a test marked slow; all others have the 20 of pyproject.toml.
 SLOW_TIMEOUT = 300
 DID_FAIL = pytest.StashKey[bool]()
+
+# A shared machine pauses for longer than one example takes: the suite's own time limits catch what hangs.
+hypothesis.settings.register_profile("hostline", deadline=None)
+hypothesis.settings.load_profile("hostline")
 
 
 def short_directory(prefix: str) -> Path:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -98,8 +99,11 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--grace", type=float, default=8.0)
+    parser.add_argument("--nofile", type=int, help="the limit of open descriptors")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    if options.nofile:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
     journal = os.open(options.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     factory = None
     if options.loop == "uvloop":

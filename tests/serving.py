@@ -61,7 +61,7 @@ class LoopThread:
         self.unhandled: list[dict[str, Any]] = []
         self.loop = factory()
         self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
-        self._thread = threading.Thread(target=self._run, name=name)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -193,18 +193,27 @@ class ServerThread:
 class ServerProcess:
     """A service in a fresh Python process: `python -m tests.service_program ADDRESS OPTIONS...`.
 
-    It has accepted the address when the constructor returns.
+    It accepts connections when the constructor returns.
+
+    Args:
+        address: Where it serves.
+        options: Of the program.
+        log: A file that takes its standard error.
     """
 
-    def __init__(self, address: str | os.PathLike[str], *options: str, **variables: str) -> None:
+    def __init__(self, address: str | os.PathLike[str], *options: str, log: Path | None = None) -> None:
         self.address = str(address)
+        errors = None if log is None else log.open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.service_program", self.address, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), **variables},
+            stderr=errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             text=True,
         )
+        if errors is not None:
+            errors.close()
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line != "ready\n":
@@ -519,7 +528,7 @@ class ScriptedServer:
         self._listener.listen(64)
         self._errors: list[BaseException] = []
         self._threads: list[threading.Thread] = []
-        self._acceptor = threading.Thread(target=self._accept, name="test-script")
+        self._acceptor = threading.Thread(target=self._accept, name="test-script", daemon=True)
         self._acceptor.start()
 
     def _accept(self) -> None:
@@ -531,7 +540,7 @@ class ScriptedServer:
             act = self._acts[min(len(self.conversations), len(self._acts) - 1)]
             conversation = Conversation(sock, self.methods)
             self.conversations.append(conversation)
-            thread = threading.Thread(target=self._play, args=(act, conversation), name="test-act")
+            thread = threading.Thread(target=self._play, args=(act, conversation), name="test-act", daemon=True)
             self._threads.append(thread)
             thread.start()
 

@@ -26,7 +26,7 @@ from hostline.errors import (
 )
 from hostline.sync import sockets as sync_sockets
 from hostline.unix.credentials import Peers
-from tests.faces import Face, face_names, make_face
+from tests.faces import Face, face_names, make_face, soon
 
 CONNECTED = ("stream", "seqpacket")
 KINDS = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
@@ -184,6 +184,26 @@ def test_first_come_first_served_whatever_the_others_do(loop_face: Face, kind: s
             for number in range(12)
         ]
         assert not connecting._lines[asyncio.get_running_loop()]
+
+    loop_face.run(scenario)
+
+
+def test_whoever_comes_later_does_not_push_in(loop_face: Face, kind: str, full: FullServer) -> None:
+    async def scenario(face: Face) -> None:
+        order: list[int] = []
+
+        async def connect(number: int) -> None:
+            async with await face.connect_socket(full.path, kind, timeout=10):
+                order.append(number)
+
+        first = asyncio.create_task(connect(1))
+        await asyncio.sleep(0.2)  # it now tries some twenty times a second only
+        assert full.accept()  # room for one, and somebody new comes at once
+        later = asyncio.create_task(connect(2))
+        await first
+        assert order == [1]
+        await soon(full.accept)
+        await later
 
     loop_face.run(scenario)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -107,14 +108,10 @@ def test_without_any_thread_the_work_is_refused_and_with_one_it_waits(monkeypatc
 
 
 def test_a_thread_keeps_nothing_of_the_work_it_did() -> None:
-    import weakref
-
-    workers = Workers("clean", 1)
-    busy = Busy()
+    workers, busy = Workers("clean", 1), Busy()
     busy.gate.set()
     reference = weakref.ref(busy)
     workers.submit(busy)
-    assert wait_until(lambda: busy.done == 1)
     del busy
     assert wait_until(lambda: reference() is None)
     assert workers.close(timeout=5) == 0

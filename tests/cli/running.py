@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 from tests.leaks import wait_until
 
-COMMAND = (sys.executable, "-m", "hostline")
+COMMAND = (sys.executable, "-W", "error", "-m", "hostline")
 PATIENCE = 15.0
 
 _numbers = itertools.count()

@@ -14,8 +14,10 @@ import pytest
 from hostline.cli.commands.run import Wanted, wanted_sockets
 from hostline.cli.exits import ExitCode, UsageError
 from hostline.cli.options import SocketKind
-from tests.cli.running import Running, abstract_name, hostline
+from tests.cli.running import COMMAND, Running, abstract_name, hostline
 from tests.leaks import wait_until
+
+SHOP = Path(__file__).with_name("shop.py")
 
 CHILD = """
 import json, os, socket, sys
@@ -65,6 +67,15 @@ def test_a_web_server_is_lent_a_socket(sock_dir: Path) -> None:
         assert answer.endswith(b"\r\n\r\nhello over a lent socket")
         run.stop()
     assert not path.exists()
+
+
+def test_a_service_is_lent_a_socket_by_number_and_by_name(sock_dir: Path) -> None:
+    path = sock_dir / "shop.sock"
+    for address in ("fd:3", "systemd:shop"):
+        serve = [*COMMAND, "serve", f"{SHOP}:shop", "--address", address]
+        with Running("run", "-l", path, *serve, ready="serving shop") as run:
+            assert hostline("call", path, "add", "[1]").stdout == b"3\n"
+            assert run.stop() == 0
 
 
 def test_signals_reach_the_program_and_its_end_by_one_is_told(sock_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostline.protocol.connecting import ConnectLine
@@ -58,6 +58,7 @@ def test_pauses_do_not_begin_anew_when_somebody_gives_up() -> None:
     assert line.next_pause() >= 0.025
 
 
+@settings(database=None)
 @given(st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 9), st.booleans())))
 def test_there_is_always_exactly_one_first_and_a_new_first_is_always_told(
     steps: list[tuple[str, int, bool]],

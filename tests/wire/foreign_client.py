@@ -1,4 +1,4 @@
-"""A client written from docs/reference/wire.md alone: no hostline, no MessagePack library, nothing but sockets and struct.
+"""A client written from docs/reference/wire.md alone: no hostline, no MessagePack library, only sockets and struct.
 
 It is what somebody who reads that page would write in another language, and so a test of the page. As a program,
 `python foreign_client.py PATH METHOD`, it makes one call without arguments and prints the answer.

@@ -224,6 +224,7 @@ class Caller:
                 ruled_out = self.protocol.was_not_run(call_id)
                 ticket.set_exception(error or BrokenCallError(reason, was_sent=was_sent, is_ruled_out=ruled_out))
         self.protocol.in_flight.clear()
+        self._outgoing.clear()
         if self._room is not None:
             self._room.set()
             self._room = None

@@ -171,8 +171,10 @@ class Service(ServiceBase):
 
 
 async def _run(serving: Serving, on_start: Callable[[Server], None] | None) -> None:
-    async with serving as server:
-        with _StopSignals(server):
+    # The signals first: a server that can be seen can also be told to stop.
+    with _StopSignals() as signals:
+        async with serving as server:
+            signals.server = server
             if on_start is not None:
                 on_start(server)
             await server.wait_closed()
@@ -200,15 +202,17 @@ class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self) -> None:
+        # Set before the loop turns for the first time, and so before any signal is heard.
+        self.server: Server | None = None
+        self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
         if self._is_main:  # elsewhere Python delivers no signals: the program around decides when to stop
             for number in self._SIGNALS:
-                self._server.loop.add_signal_handler(number, self._stop)
+                self._loop.add_signal_handler(number, self._stop)
         return self
 
     def __exit__(
@@ -216,8 +220,9 @@ class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
     ) -> None:
         if self._is_main:
             for number in self._SIGNALS:
-                self._server.loop.remove_signal_handler(number)
+                self._loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        grace = 0.0 if self._tasks else None
-        self._tasks.append(self._server.loop.create_task(self._server.shutdown(grace)))
+        if self.server is not None:
+            grace = 0.0 if self._tasks else None
+            self._tasks.append(self._loop.create_task(self.server.shutdown(grace)))

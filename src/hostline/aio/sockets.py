@@ -61,7 +61,7 @@ class Listener(Endpoint):
         self.allow = bound.rule if allow is None else allow
         self.max_fds = max_fds
         self._bound = bound
-        self._accepting = Accepting(str(bound.address))
+        self._accepting = Accepting(bound.address.text)
 
     async def accept(self, *, timeout: float | None = None) -> Connection:
         """Return the next connection of a peer that is admitted.

@@ -20,7 +20,16 @@ import typer
 from hostline import errors
 from hostline.cli.terminal import escape
 
-__all__ = ["CommandError", "ExitCode", "UsageError", "checked_values", "exit_code_of", "report", "reported"]
+__all__ = [
+    "CommandError",
+    "ExitCode",
+    "UsageError",
+    "checked_values",
+    "exit_code_of",
+    "report",
+    "reported",
+    "signals_held",
+]
 
 P = ParamSpec("P")
 
@@ -206,6 +215,20 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back for a moment; what came is heard at the end.
+
+    Both raise wherever they find the program. Around a step that makes something which has to be removed again, up to
+    the point where somebody will, that would be one instruction too early.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_output() -> None:

@@ -24,6 +24,22 @@ __all__ = ["AsyncTcpLine", "BlockingTcpLine", "listen_on_loopback"]
 _HOST = "127.0.0.1"
 
 
+class _TcpAddress(PathAddress):
+    """Stand for a port in messages; nothing is ever bound or connected by it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, port: int) -> _TcpAddress:
+        """Return the address of a port on loopback."""
+        return cls(f"tcp:{_HOST}:{port}")
+
+    @property
+    def text(self) -> str:
+        """How it is written."""
+        return self.path
+
+
 def listen_on_loopback() -> tuple[Bound, int]:
     """Return a listening socket for a server, which owns it from then on, and its port.
 
@@ -40,7 +56,7 @@ def listen_on_loopback() -> tuple[Bound, int]:
     except BaseException:
         sock.close()
         raise
-    return Bound(sock, _named(port), "stream", Peers.anyone()), port
+    return Bound(sock, _TcpAddress.of(port), "stream", Peers.anyone()), port
 
 
 class BlockingTcpLine(BlockingLine):
@@ -51,7 +67,7 @@ class BlockingTcpLine(BlockingLine):
     """
 
     def __init__(self, port: int) -> None:
-        super().__init__(LineSettings(_named(port), Peers.anyone()), PoolSettings(1, 1, POOL_IDLE_LIFETIME))
+        super().__init__(LineSettings(_TcpAddress.of(port), Peers.anyone()), PoolSettings(1, 1, POOL_IDLE_LIFETIME))
         self._port = port
 
     def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
@@ -69,7 +85,7 @@ class AsyncTcpLine(AsyncLine):
     """
 
     def __init__(self, port: int) -> None:
-        super().__init__(LineSettings(_named(port), Peers.anyone()))
+        super().__init__(LineSettings(_TcpAddress.of(port), Peers.anyone()))
         self._port = port
 
     async def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
@@ -88,8 +104,3 @@ class AsyncTcpLine(AsyncLine):
 def _without_delay(sock: socket.socket) -> None:
     """Send small messages at once, as every serious TCP client does."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _named(port: int) -> PathAddress:
-    """Return what stands for the address in messages; nothing is ever bound or connected by it."""
-    return PathAddress(f"tcp:{_HOST}:{port}")

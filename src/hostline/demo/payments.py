@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--succeed", action="store_true", help="wait until whoever holds the address lets go of it")
     parser.add_argument("--leash", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
+    if options.counter and not options.journal:
+        parser.error("--counter hands out receipts of a journal: name one with --journal")
     if options.leash:
         end_with_parent()
     global journal

@@ -203,6 +203,11 @@ class Stage:
         path.chmod(mode)
         return path
 
+    @property
+    def directories(self) -> list[str]:
+        """Every directory that was made here."""
+        return [str(path) for path in self._directories]
+
     def start(self, name: str, module: str, *arguments: str) -> Child:
         """Start a child and return at once."""
         child = Child(name, module, arguments, self.directory, self.environment)

@@ -76,11 +76,14 @@ class Counter:
         journal: What the receipts are taken from; it must have a file.
 
     Raises:
+        ValueError: The journal has no file.
         SocketError: The address cannot be listened on.
     """
 
     def __init__(self, address: str, journal: Journal) -> None:
-        self._journal = journal
+        if journal.path is None:
+            raise ValueError("the counter hands out receipts of a journal with a file: name one")
+        self._path = journal.path
         self._listener = listen(address, "seqpacket")
         self._thread = threading.Thread(target=self._serve, name="counter", daemon=True)
         self._thread.start()
@@ -103,11 +106,9 @@ class Counter:
 
     def _receipts(self) -> Fd:
         """Return the receipts written so far, in a file that nothing but its descriptor leads to, open for reading."""
-        if self._journal.path is None:
-            raise ValueError("the receipts need a journal with a file")
-        with open(self._journal.path, "rb") as journal:
+        with open(self._path, "rb") as journal:
             data = journal.read()
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self._journal.path) or ".") as named:
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(self._path) or ".") as named:
             named.write(data)
             named.flush()
             file = Fd(os.open(named.name, os.O_RDONLY | os.O_CLOEXEC))

@@ -9,11 +9,13 @@ import platform
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from hostline._version import __version__
 from hostline.demo.processes import ChildError, Stage
@@ -106,9 +108,15 @@ def perform(*, is_quick: bool, is_json: bool) -> int:
     report = Report(_facts(is_quick))
     began = time.monotonic()
     try:
-        with _signals_raised():
+        with _Signals() as signals:
             screen = choose_screen(is_silent=is_json)
-            _take_steps(Stage(is_quick=is_quick), screen, report)
+            with Stage(is_quick=is_quick) as stage:
+                try:
+                    _take_steps(stage, screen, report)
+                finally:
+                    signals.hold()  # nothing disturbs the cleaning up
+                    report.facts["directories"] = stage.directories
+            signals.release()
             report.facts["seconds"] = round(time.monotonic() - began, 1)
             _conclude(screen, report)
             if is_json:
@@ -119,33 +127,35 @@ def perform(*, is_quick: bool, is_json: bool) -> int:
             os.dup2(nowhere.fileno(), 1)
         return 128 + signal.SIGPIPE
     except _Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            print(f"\nstopped by {name}: every process is ended, and every file removed", file=sys.stderr)
         return 128 + stopped.number
     return 0 if report.ok else 1
 
 
 def _take_steps(stage: Stage, screen: Screen, report: Report) -> None:
-    """Go through the steps and clean up; one that breaks off is the last, because those behind it stand on it."""
-    with stage:
-        facts = report.facts
-        screen.line("hostline demo: an order service and a payment service on one host", "title")
-        screen.text(f"{facts['system']}, Python {facts['python']}, {facts['processors']} processors", "faint")
-        scene = Scene(stage, screen)
-        for number, plan in enumerate(STEPS, 1):
-            step = Step(plan.name, plan.title, screen)
-            report.steps.append(step)
-            screen.heading(f"{number}. {plan.title}", plan.sentence)
-            began = time.monotonic()
-            try:
-                plan.act(scene, step)
-            except (HostlineError, ChildError, OSError, subprocess.SubprocessError) as error:
-                if isinstance(error, BrokenPipeError) and not isinstance(error, HostlineError):
-                    raise
-                step.check(f"broken off: {type(error).__name__}: {error}", False)
-                for line in error.log if isinstance(error, ChildError) else ():
-                    screen.shown(line)
-                break
-            finally:
-                step.seconds = time.monotonic() - began
+    """Go through the steps; one that breaks off is the last, because those behind it stand on it."""
+    facts = report.facts
+    screen.line("hostline demo: an order service and a payment service on one host", "title")
+    screen.text(f"{facts['system']}, Python {facts['python']}, {facts['processors']} processors", "faint")
+    scene = Scene(stage, screen)
+    for number, plan in enumerate(STEPS, 1):
+        step = Step(plan.name, plan.title, screen)
+        report.steps.append(step)
+        screen.heading(f"{number}. {plan.title}", plan.sentence)
+        began = time.monotonic()
+        try:
+            plan.act(scene, step)
+        except (HostlineError, ChildError, OSError, subprocess.SubprocessError) as error:
+            if isinstance(error, BrokenPipeError) and not isinstance(error, HostlineError):
+                raise
+            step.check(f"broken off: {type(error).__name__}: {error}", False)
+            for line in error.log if isinstance(error, ChildError) else ():
+                screen.shown(line)
+            break
+        finally:
+            step.seconds = time.monotonic() - began
 
 
 def _conclude(screen: Screen, report: Report) -> None:
@@ -198,26 +208,41 @@ def _fill_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
-@contextlib.contextmanager
-def _signals_raised() -> Iterator[None]:
-    """Turn the first signal that would end the demo into an exception; later ones do not disturb the cleaning up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    is_stopping = False
+class _Signals:
+    """Raise the first signal that would end the demo as `_Stopped`, but not while the demo cleans up."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal is_stopping
-        if not is_stopping:
-            is_stopping = True
-            raise _Stopped(number)
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        self._is_held = False
+        self._number = 0
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    changed = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in changed:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in changed.items():
+    def hold(self) -> None:
+        """Raise nothing from now on."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Raise what came since `hold`, unless something was raised before."""
+        if self._is_held and self._number:
+            raise _Stopped(self._number)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._number:
+            self._number = number
+            if not self._is_held:
+                raise _Stopped(number)
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers, nor is interrupted
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if handler is not signal.SIG_IGN:
+                    self._before[number] = handler
+                    signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.hold()
+        for number, handler in self._before.items():
             signal.signal(number, handler)

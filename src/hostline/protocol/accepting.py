@@ -12,6 +12,7 @@ import os
 from typing import NamedTuple
 
 from hostline import limits
+from hostline.unix.oserrors import printable
 
 __all__ = ["AcceptDecision", "Accepting"]
 
@@ -50,7 +51,7 @@ class Accepting:
         """Begin without a rest.
 
         Args:
-            address: How the listener is written, for the log.
+            address: How the listener is written; the log shows it escaped.
             rest: Seconds of a rest, and the shortest time between two lines in the log.
         """
         self.address = address
@@ -102,6 +103,6 @@ class Accepting:
         name = errno.errorcode.get(number or 0, str(number))
         times = f", {failures} times since the last such line" if failures > 1 else ""
         return (
-            f"accept on {self.address}: {os.strerror(number or 0).lower()} ({name}){times}; "
+            f"accept on {printable(self.address)}: {os.strerror(number or 0).lower()} ({name}){times}; "
             f"new connections wait in the backlog until descriptors come back"
         )

@@ -92,8 +92,8 @@ class Connection(Endpoint):
             ClosedError: This side was closed, perhaps while waiting.
         """
         deadline = Deadline.after(timeout)
-        self._enter()
         try:
+            self._enter()
             if not self._send_lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
                 raise translate(TimeoutError(), "send", self.type, self.address)
             try:
@@ -184,8 +184,8 @@ class Connection(Endpoint):
     def _receive(self, max_size: int, timeout: float | None) -> Received:
         deadline = Deadline.after(timeout)
         flags = 0 if timeout is None else socket.MSG_DONTWAIT
-        self._enter()
         try:
+            self._enter()
             while True:
                 try:
                     received = recv_message(
@@ -216,11 +216,12 @@ class Connection(Endpoint):
             PeerGoneError: The other side vanished.
             ClosedError: This side was closed.
         """
-        self._enter()
         try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            raise translate(error, "shutdown", self.type, self.address) from error
+            self._enter()
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise translate(error, "shutdown", self.type, self.address) from error
         finally:
             self._leave()
 

@@ -93,8 +93,8 @@ class Datagrams(Endpoint):
         target = None if to is None else parse_address(to)
         if target is None and not self._has_peer:
             raise LocalProtocolError("this datagram socket is not connected: say where to send with to=")
-        self._enter()
         try:
+            self._enter()
             if target is None:
                 self._send(data, fds, None, self.address, deadline)
             else:
@@ -162,8 +162,8 @@ class Datagrams(Endpoint):
 
     def _receive(self, max_size: int, max_fds: int, timeout: float | None) -> Datagram:
         deadline = Deadline.after(timeout)
-        self._enter()
         try:
+            self._enter()
             while True:
                 try:
                     return recv_datagram(

@@ -135,20 +135,23 @@ class Endpoint:
             self._released.wait(_LEAVE_TIMEOUT)
 
     def _enter(self) -> None:
-        """Sign in; pair it with `_leave` in a `finally`.
+        """Sign in: the first thing in a `try` whose `finally` calls `_leave`, so that no Ctrl-C falls in between.
 
         Raises:
-            ClosedError: It was closed; nothing is to be undone.
+            ClosedError: It was closed.
         """
         if self._generation != Endpoint._forks:
             self._after_fork()
         self._users.append(threading.get_ident())
         if self._is_closed:
-            self._leave()
             raise self._closed()
 
     def _leave(self) -> None:
-        self._users.remove(threading.get_ident())
+        try:
+            self._users.remove(threading.get_ident())
+        except ValueError:
+            # A signal handler's exception came before this thread had signed in.
+            pass
         if self._is_closed and not self._users:
             self._release_once()
 

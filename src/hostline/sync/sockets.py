@@ -62,7 +62,7 @@ class Listener(Endpoint):
         self.allow = bound.rule if allow is None else allow
         self.max_fds = max_fds
         self._bound = bound
-        self._accepting = Accepting(str(bound.address))
+        self._accepting = Accepting(bound.address.text)
 
     def accept(self, *, timeout: float | None = None) -> Connection:
         """Return the next connection of a peer that is admitted.
@@ -78,8 +78,8 @@ class Listener(Endpoint):
             ClosedError: This side was closed, perhaps while waiting.
         """
         deadline = Deadline.after(timeout)
-        self._enter()
         try:
+            self._enter()
             while True:
                 connection = self._accept_one()
                 if connection is not None:

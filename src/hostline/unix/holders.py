@@ -25,7 +25,7 @@ __all__ = ["Holder", "LockFile", "in_use", "probe", "why_live"]
 # First line of the file. What does not begin with it was not written by us and is locked, but never overwritten.
 _HEADER = b"hostline lock: stays here on purpose, locked while a server runs\n"
 
-# Names that come and go under us before we give up; each round needs somebody to unlink the file in between.
+# Times that the lock file may be unlinked, or its holder may die, between two system calls of ours before we give up.
 _MAX_ATTEMPTS = 16
 
 # What a connect answers when somebody holds the socket: its backlog is full, it is of another type, or it is a datagram
@@ -94,13 +94,13 @@ class LockFile:
             SocketError: The file system cannot lock.
         """
         name, text = f"{os.path.basename(path)}.lock", f"{path}.lock"
-        for _ in range(_MAX_ATTEMPTS):
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 fd = _open(dirfd, name)
             except OSError as error:
                 raise _refused(error, dirfd, name, text, socket_type) from error
             try:
-                if _lock(fd.fileno(), name, dirfd, path, socket_type):
+                if _lock(fd.fileno(), name, dirfd, path, socket_type, attempt == _MAX_ATTEMPTS):
                     _check_owner(fd.fileno(), dirfd, text, socket_type)
                     _write_holder(fd.fileno())
                     return cls(fd)
@@ -149,8 +149,8 @@ def _refused(error: OSError, dirfd: int, name: str, text: str, socket_type: str)
     return translate(error, "lock", socket_type, text)
 
 
-def _lock(fd: int, name: str, dirfd: int, path: str, socket_type: str) -> bool:
-    """Lock an open lock file; return False if its name no longer leads to it."""
+def _lock(fd: int, name: str, dirfd: int, path: str, socket_type: str, is_last: bool) -> bool:
+    """Lock an open lock file; return False to try again: its name leads elsewhere now, or its holder has just gone."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         reason = f"the lock's name is taken by {file_kind(status.st_mode)} of uid {status.st_uid}; remove it"
@@ -158,7 +158,11 @@ def _lock(fd: int, name: str, dirfd: int, path: str, socket_type: str) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = _holder(fd, status)
+        pid = _pid_by_kernel(status)
+        if pid is None and not is_last:
+            return False
+        # A lock that the kernel does not list is held from outside our pid namespace, or there is no /proc.
+        holder = Holder.of(pid) if pid else _holder_by_text(fd)
         reason = f"a running server holds it: {holder}"
         raise in_use(socket_type, path, reason, holder) from error
     except OSError as error:
@@ -201,17 +205,22 @@ def _write_holder(fd: int) -> None:
         pass
 
 
-def _holder(fd: int, status: os.stat_result) -> Holder:
-    """Name who holds a lock: the kernel's own list first, because the file's text may still be the last holder's."""
+def _pid_by_kernel(status: os.stat_result) -> int | None:
+    """Return who holds a lock file by the kernel's own list; None if nobody does by now, or the list does not tell."""
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
         with open("/proc/locks", encoding="ascii", errors="replace") as locks:
             for line in locks:
                 words = line.split()
                 if len(words) >= 6 and words[1] == "FLOCK" and words[5] == inode and int(words[4]) > 0:
-                    return Holder.of(int(words[4]))
+                    return int(words[4])
     except (OSError, ValueError):
-        pass  # no /proc: the text below is all there is
+        pass
+    return None
+
+
+def _holder_by_text(fd: int) -> Holder:
+    """Return who holds a lock file by its own text, which may still be the last holder's."""
     try:
         lines = os.pread(fd, 4096, 0).decode("utf-8", "replace").splitlines()
     except OSError:

@@ -274,30 +274,30 @@ def _connect_failure(error: OSError, address: Address, socket_type: SocketType) 
     failure = translate(error, "connect", socket_type, address.text)
     if error.errno == errno.EPROTOTYPE:
         actual = _actual_type(address, socket_type)
-        if actual:
-            failure.reason = f"the socket there is of type {actual}: use type={actual!r}"
+        failure.reason = f"the socket there is of type {actual}: use type={actual!r}"
     return failure
 
 
-def _actual_type(address: Address, tried: SocketType) -> SocketType | None:
+def _actual_type(address: Address, tried: SocketType) -> SocketType:
     """Find out the type of a socket that refused ours.
 
-    A datagram socket does not notice that somebody connects to it; a listening one of the other kind of connection
-    sees one that ends at once, which is the price of an answer, paid only after a wrong guess.
+    A datagram socket does not notice that somebody connects to it, and one of another type refuses without noticing
+    either. So only a seqpacket server that was taken for datagrams sees a connection, which ends at once.
     """
-    others: tuple[SocketType, ...] = ("datagram", "stream", "seqpacket")
-    for socket_type in others:
-        if socket_type == tried:
-            continue
-        try:
-            with open_socket(socket_type) as sock, kernel_address(address) as raw:
-                sock.connect(raw)
-        except BlockingIOError:
-            return socket_type  # a full backlog: of this type, then
-        except OSError:
-            continue
-        return socket_type
-    return None
+    if tried == "datagram":
+        return "stream" if _is_of_another_type(address, "seqpacket") else "seqpacket"
+    if not _is_of_another_type(address, "datagram"):
+        return "datagram"
+    return "seqpacket" if tried == "stream" else "stream"
+
+
+def _is_of_another_type(address: Address, socket_type: SocketType) -> bool:
+    try:
+        with open_socket(socket_type) as sock, kernel_address(address) as raw:
+            sock.connect(raw)
+    except OSError as error:
+        return error.errno == errno.EPROTOTYPE
+    return False
 
 
 def check_server(sock: socket.socket, rule: Peers, address: Address, socket_type: SocketType) -> Peer:

@@ -29,29 +29,36 @@ Examples:
 _MAX_INPUT = 64 << 20
 
 
+_Method = Annotated[str, typer.Argument(metavar="METHOD", help="The method's name.", show_default=False)]
+_Arguments = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="JSON",
+        help="An array: arguments by position. An object: by name. Anything else: the only argument. -: read it "
+        "from standard input. Bytes are written in base64, times as in ISO 8601.",
+        show_default=False,
+    ),
+]
+_Wait = Annotated[
+    float,
+    typer.Option("--wait", metavar="SECONDS", help="Keep trying so long while no server listens there yet."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on one line, as in a pipe.")]
+_Raw = Annotated[
+    bool, typer.Option("--raw", help="Print a result that is text or bytes as it is, without quotes or base64.")
+]
+
+
 def call(
     address: Address,
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="The method's name.", show_default=False)],
-    arguments: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="JSON",
-            help="An array: arguments by position. An object: by name. Anything else: the only argument. -: read it "
-            "from standard input. Bytes are written in base64, times as in ISO 8601.",
-            show_default=False,
-        ),
-    ] = None,
+    method: _Method,
+    arguments: _Arguments = None,
     timeout: Timeout = 30.0,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", metavar="SECONDS", help="Keep trying so long while no server listens there yet."),
-    ] = 0.0,
+    wait: _Wait = 0.0,
     server_user: ServerUsers = None,
     any_server: AnyServer = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on one line, as in a pipe.")] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Print a result that is text or bytes as it is, without quotes or base64.")
-    ] = False,
+    json: _Json = False,
+    raw: _Raw = False,
 ) -> None:
     """Call a method of a service and print its result.
 
@@ -61,11 +68,11 @@ def call(
         raise UsageError("--json and --raw contradict each other")
     rule = server_rule(server_user, any_server)
     args, keywords = parse_arguments(_read_input() if arguments == "-" else arguments)
-    import hostline
+    from hostline import sync
     from hostline.limits import DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
 
     limit = time_limit(timeout)
-    with hostline.connect(
+    with sync.connect(
         address,
         server=rule,
         timeout=limit,

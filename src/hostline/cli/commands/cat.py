@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hostline.cli.exits import CommandError, UsageError, checked_values
+from hostline.cli.exits import CommandError, UsageError, checked_values, signals_held
 from hostline.cli.options import Address, Mode, SocketKind, as_type, parse_mode, server_rule, time_limit
 
 if TYPE_CHECKING:
@@ -31,71 +31,82 @@ Examples:
 _DATAGRAM_WAIT = 1.0
 
 
+_Kind = Annotated[SocketKind, typer.Option("--type", help="The socket type.")]
+_Listen = Annotated[
+    bool, typer.Option("--listen", "-l", help="Listen at the address and talk to the first that connects.")
+]
+_PacketSize = Annotated[
+    int | None,
+    typer.Option(
+        "--packet-size",
+        metavar="BYTES",
+        min=1,
+        help="Send blocks of this size as packets, and print packets without line ends. Unless given, a packet "
+        "is a line.",
+        show_default=False,
+    ),
+]
+_Raw = Annotated[bool, typer.Option("--raw", help="Do not escape what is received, on a terminal too.")]
+_Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        "-w",
+        metavar="SECONDS",
+        help="After the end of the input, wait so long for the rest of the answer.",
+        show_default="until the other side ends; datagrams 1",
+    ),
+]
+_Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", help="Seconds to wait for a place in a full backlog.")
+]
+_SendFd = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--send-fd",
+        metavar="FILE",
+        help="Open this file and send its descriptor with the first bytes; may be repeated.",
+        show_default=False,
+    ),
+]
+_RecvFds = Annotated[bool, typer.Option("--recv-fds", help="Take descriptors, and describe each on standard error.")]
+_CopyFdsTo = Annotated[
+    str | None,
+    typer.Option(
+        "--copy-fds-to",
+        metavar="DIR",
+        help="Take descriptors, and copy what is in files to DIR/fd-0, DIR/fd-1, ...",
+        show_default=False,
+    ),
+]
+_MaxCopy = Annotated[
+    int, typer.Option("--max-copy", metavar="BYTES", min=0, help="Do not copy files larger than this.")
+]
+_ServerUser = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--server-user",
+        metavar="USER",
+        help="Talk only to a server that this user (name or id) runs; may be repeated.",
+        show_default="anyone's",
+    ),
+]
+
+
 def cat(
     address: Address,
-    kind: Annotated[SocketKind, typer.Option("--type", help="The socket type.")] = SocketKind.STREAM,
-    listen: Annotated[
-        bool, typer.Option("--listen", "-l", help="Listen at the address and talk to the first that connects.")
-    ] = False,
+    kind: _Kind = SocketKind.STREAM,
+    listen: _Listen = False,
     mode: Mode = None,
-    packet_size: Annotated[
-        int | None,
-        typer.Option(
-            "--packet-size",
-            metavar="BYTES",
-            min=1,
-            help="Send blocks of this size as packets, and print packets without line ends. Unless given, a packet "
-            "is a line.",
-            show_default=False,
-        ),
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not escape what is received, on a terminal too.")] = False,
-    wait: Annotated[
-        float | None,
-        typer.Option(
-            "--wait",
-            "-w",
-            metavar="SECONDS",
-            help="After the end of the input, wait so long for the rest of the answer.",
-            show_default="until the other side ends; datagrams 1",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Seconds to wait for a place in a full backlog.")
-    ] = 10.0,
-    send_fd: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--send-fd",
-            metavar="FILE",
-            help="Open this file and send its descriptor with the first bytes; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    recv_fds: Annotated[
-        bool, typer.Option("--recv-fds", help="Take descriptors, and describe each on standard error.")
-    ] = False,
-    copy_fds_to: Annotated[
-        str | None,
-        typer.Option(
-            "--copy-fds-to",
-            metavar="DIR",
-            help="Take descriptors, and copy what is in files to DIR/fd-0, DIR/fd-1, ...",
-            show_default=False,
-        ),
-    ] = None,
-    max_copy: Annotated[
-        int, typer.Option("--max-copy", metavar="BYTES", min=0, help="Do not copy files larger than this.")
-    ] = 64 << 20,
-    server_user: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--server-user",
-            metavar="USER",
-            help="Talk only to a server that this user (name or id) runs; may be repeated.",
-            show_default="anyone's",
-        ),
-    ] = None,
+    packet_size: _PacketSize = None,
+    raw: _Raw = False,
+    wait: _Wait = None,
+    timeout: _Timeout = 10.0,
+    send_fd: _SendFd = None,
+    recv_fds: _RecvFds = False,
+    copy_fds_to: _CopyFdsTo = None,
+    max_copy: _MaxCopy = 64 << 20,
+    server_user: _ServerUser = None,
 ) -> None:
     """Talk to any Unix socket, as nc -U does.
 
@@ -118,7 +129,7 @@ def cat(
         if listen:
             if server_user:
                 raise UsageError("--server-user is about a server; with --listen this is the server")
-            end = _listen(address, kind, None if mode is None else parse_mode(mode), max_fds)
+            end = _listen(address, kind, None if mode is None else parse_mode(mode), max_fds, stack)
         else:
             if mode is not None:
                 raise UsageError("--mode is about a new socket file; it needs --listen")
@@ -148,14 +159,15 @@ def _open(file: str) -> Fd:
         raise CommandError(f"--send-fd: cannot open {file}: {error.strerror}") from error
 
 
-def _listen(address: str, kind: SocketKind, mode: int | None, max_fds: int) -> End:
+def _listen(address: str, kind: SocketKind, mode: int | None, max_fds: int, stack: contextlib.ExitStack) -> End:
     """Return the connection of the first client, or a datagram socket that answers whoever wrote last."""
-    import hostline
+    from hostline import sync
     from hostline.cli.exchange import ConnectionEnd, DatagramEnd
 
-    with checked_values():
-        endpoint = hostline.listen(address, as_type(kind), mode=mode, max_fds=max_fds)
-    if isinstance(endpoint, hostline.Datagrams):
+    with signals_held(), checked_values():
+        endpoint = sync.listen(address, as_type(kind), mode=mode, max_fds=max_fds)
+        stack.callback(endpoint.close)
+    if isinstance(endpoint, sync.Datagrams):
         return DatagramEnd(endpoint)
     with endpoint:  # the name goes with the first client: there is no second one
         return ConnectionEnd(endpoint.accept())
@@ -164,23 +176,23 @@ def _listen(address: str, kind: SocketKind, mode: int | None, max_fds: int) -> E
 def _connect(
     address: str, kind: SocketKind, server: Peers | None, max_fds: int, timeout: float, stack: contextlib.ExitStack
 ) -> End:
-    import hostline
+    from hostline import sync
     from hostline.cli.exchange import ConnectionEnd, DatagramEnd
 
     with checked_values():
         if kind is not SocketKind.DATAGRAM:
             connected: Literal["stream", "seqpacket"] = "seqpacket" if kind is SocketKind.SEQPACKET else "stream"
             return ConnectionEnd(
-                hostline.connect_socket(address, connected, server=server, max_fds=max_fds, timeout=timeout)
+                sync.connect_socket(address, connected, server=server, max_fds=max_fds, timeout=timeout)
             )
         # Connected in any case, so that a wrong address is told at once.
-        datagrams = hostline.connect_socket(address, "datagram", server=server, max_fds=max_fds, timeout=timeout)
+        datagrams = sync.connect_socket(address, "datagram", server=server, max_fds=max_fds, timeout=timeout)
         own_path = _own_path(stack)
         if own_path is None:
             print("note: no answers can be received: there is no directory for a socket of our own", file=sys.stderr)
             return DatagramEnd(datagrams, is_connected=True)
         datagrams.close()
-        return DatagramEnd(hostline.listen(own_path, "datagram", max_fds=max_fds), address)
+        return DatagramEnd(sync.listen(own_path, "datagram", max_fds=max_fds), address)
 
 
 def _own_path(stack: contextlib.ExitStack) -> str | None:
@@ -198,10 +210,11 @@ def _own_path(stack: contextlib.ExitStack) -> str | None:
 
     for find in (runtime_directory, tempfile.gettempdir):
         try:
-            directory = tempfile.mkdtemp(prefix="cat-", dir=find())
+            with signals_held():
+                directory = tempfile.mkdtemp(prefix="cat-", dir=find())
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
         except (HostlineError, OSError):
             continue
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
         path = os.path.join(directory, "socket")
         if len(os.fsencode(path)) <= MAX_SUN_PATH:
             return path

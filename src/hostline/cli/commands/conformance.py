@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from hostline.conformance import Cell, Column, Report, Step
 
 __all__ = ["EXAMPLES", "conformance"]
 
@@ -43,28 +42,32 @@ _HEADINGS = {
 }
 
 
+_Subjects = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SUBJECT",
+        help="Names of subjects, or .py files with a server of your own; all that are installed unless given.",
+        show_default=False,
+    ),
+]
+_Probe = Annotated[
+    list[str] | None,
+    typer.Option("--probe", metavar="KEY", help="Only this question; may be repeated.", show_default=False),
+]
+_Trials = Annotated[int, typer.Option("--trials", metavar="N", min=1, help="Races of two contenders for a stale file.")]
+_Details = Annotated[bool, typer.Option("--details", help="Tell of every miss in full.")]
+_Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
+_List = Annotated[bool, typer.Option("--list", help="List the subjects and the questions, and run nothing.")]
+
+
 def conformance(
-    subjects: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SUBJECT",
-            help="Names of subjects, or .py files with a server of your own; all that are installed unless given.",
-            show_default=False,
-        ),
-    ] = None,
-    probe: Annotated[
-        list[str] | None,
-        typer.Option("--probe", metavar="KEY", help="Only this question; may be repeated.", show_default=False),
-    ] = None,
-    trials: Annotated[
-        int, typer.Option("--trials", metavar="N", min=1, help="Races of two contenders for a stale file.")
-    ] = 5,
-    details: Annotated[bool, typer.Option("--details", help="Tell of every miss in full.")] = False,
+    subjects: _Subjects = None,
+    probe: _Probe = None,
+    trials: _Trials = 5,
+    details: _Details = False,
     json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List the subjects and the questions, and run nothing.")
-    ] = False,
+    markdown: _Markdown = False,
+    list_: _List = False,
 ) -> int | None:
     """Compare hostline's socket hygiene with its peers'.
 
@@ -110,7 +113,7 @@ def _progress() -> Iterator[Any]:
     with Progress(*columns, console=console(sys.stderr), transient=True) as progress:
         task = progress.add_task("starting")
 
-        def show(step: Step) -> None:
+        def show(step: Any) -> None:
             description = escape(f"{step.subject}: {step.column}", keep="")
             progress.update(task, completed=step.done, total=step.total, description=description)
 
@@ -120,7 +123,7 @@ def _progress() -> Iterator[Any]:
 # --- the report --------------------------------------------------------------------------------------
 
 
-def _print_report(report: Report, *, has_details: bool) -> None:
+def _print_report(report: Any, *, has_details: bool) -> None:
     out = console()
     for group, columns in report.groups():
         out.print()
@@ -153,7 +156,7 @@ def _signs(encoding: str) -> dict[str, str]:
     return _SIGNS
 
 
-def _table(report: Report, title: str, columns: tuple[Column, ...], signs: dict[str, str]) -> Table:
+def _table(report: Any, title: str, columns: tuple[Any, ...], signs: dict[str, str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -171,7 +174,7 @@ def _table(report: Report, title: str, columns: tuple[Column, ...], signs: dict[
     return table
 
 
-def _cell(cell: Cell, signs: dict[str, str]) -> Text:
+def _cell(cell: Any, signs: dict[str, str]) -> Text:
     """Return a cell in a few words: the first part of what was observed; --details has the rest."""
     from rich.text import Text
 
@@ -180,7 +183,7 @@ def _cell(cell: Cell, signs: dict[str, str]) -> Text:
     return Text(escape(shown, keep=""), style=_STYLES[cell.verdict])
 
 
-def _print_details(report: Report, out: Any) -> None:
+def _print_details(report: Any, out: Any) -> None:
     for row in report.rows:
         missed = [c for c in report.columns if row.cells[c.key].verdict in ("miss", "error")]
         if not missed:
@@ -193,7 +196,7 @@ def _print_details(report: Report, out: Any) -> None:
             out.print(escape(f"  {column.title}: {cell.observed}{detail}", keep=""), soft_wrap=True)
 
 
-def _print_verdict(report: Report, out: Any) -> None:
+def _print_verdict(report: Any, out: Any) -> None:
     out.print()
     if not any(row.is_hostline for row in report.rows):
         return

@@ -51,12 +51,12 @@ def fetch(address: str, timeout: float, server: Any) -> ServiceDescription:
         timeout: Seconds to wait.
         server: Which servers are trusted.
     """
-    import hostline
+    from hostline import sync
     from hostline.limits import DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
     from hostline.rpc.builtin import ServiceDescription
 
     connect_timeout = min(timeout, DEFAULT_CONNECT_TIMEOUT)
-    with hostline.connect(
+    with sync.connect(
         address, server=server, timeout=timeout, connect_timeout=connect_timeout, max_frame_size=HARD_MAX_FRAME_SIZE
     ) as line:
         service: ServiceDescription = line.call("hostline.describe", returns=ServiceDescription)

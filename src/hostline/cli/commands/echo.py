@@ -13,8 +13,6 @@ from hostline.cli.options import Address, Group, Mode, Owner, SocketKind, accoun
 from hostline.cli.terminal import escape
 
 if TYPE_CHECKING:
-    import asyncio
-
     from hostline.aio import Connection, Datagrams, Listener
 
 __all__ = ["EXAMPLES", "echo"]
@@ -32,22 +30,27 @@ Examples:
 _DATAGRAM_PATIENCE = 1.0
 
 
+_Kind = Annotated[SocketKind, typer.Option("--type", help="The socket type.")]
+_Reply = Annotated[
+    str | None,
+    typer.Option(
+        "--reply",
+        metavar="TEXT",
+        help="Print what arrives, answer this text, and close; a line end follows it on a stream.",
+        show_default=False,
+    ),
+]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell of each client on standard error.")]
+
+
 def echo(
     address: Address,
-    kind: Annotated[SocketKind, typer.Option("--type", help="The socket type.")] = SocketKind.STREAM,
-    reply: Annotated[
-        str | None,
-        typer.Option(
-            "--reply",
-            metavar="TEXT",
-            help="Print what arrives, answer this text, and close; a line end follows it on a stream.",
-            show_default=False,
-        ),
-    ] = None,
+    kind: _Kind = SocketKind.STREAM,
+    reply: _Reply = None,
     mode: Mode = None,
     owner: Owner = None,
     group: Group = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of each client on standard error.")] = False,
+    verbose: _Verbose = False,
 ) -> None:
     """Serve bytes back: a server to try things with.
 
@@ -94,17 +97,18 @@ class _EchoServer:
 
         from hostline import aio
 
-        with checked_values():
-            endpoint = aio.listen(address, as_type(kind), mode=mode, owner=owner, group=group)
-        async with endpoint:
-            print(f"listening at {escape(endpoint.address, keep='')} ({kind})", file=sys.stderr, flush=True)
-            work = self._datagrams(endpoint) if isinstance(endpoint, aio.Datagrams) else self._connections(endpoint)
-            task = asyncio.ensure_future(work)
-            _stop_on_signals(task)
-            try:
-                await task
-            except asyncio.CancelledError:
-                pass  # by a signal: this is how the server ends
+        _stop_on_signals()
+        try:
+            with checked_values():
+                endpoint = aio.listen(address, as_type(kind), mode=mode, owner=owner, group=group)
+            async with endpoint:
+                print(f"listening at {escape(endpoint.address, keep='')} ({kind})", file=sys.stderr, flush=True)
+                if isinstance(endpoint, aio.Datagrams):
+                    await self._datagrams(endpoint)
+                else:
+                    await self._connections(endpoint)
+        except asyncio.CancelledError:
+            pass  # by a signal: this is how the server ends
 
     async def _connections(self, listener: Listener) -> None:
         import asyncio
@@ -179,9 +183,12 @@ def _show(data: bytes) -> None:
     print(f"Received: {escape(text, keep='')}", flush=True)
 
 
-def _stop_on_signals(task: asyncio.Future[None]) -> None:
+def _stop_on_signals() -> None:
+    """Have SIGTERM and SIGINT cancel the running task."""
+    import asyncio
     import signal
 
-    loop = task.get_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+    task = asyncio.current_task()
+    if task is not None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            task.get_loop().add_signal_handler(number, task.cancel)

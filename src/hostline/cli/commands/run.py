@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from hostline.cli.exits import UsageError, checked_values
+from hostline.cli.exits import UsageError, checked_values, signals_held
 from hostline.cli.options import SocketKind, account, as_type, parse_mode
 from hostline.cli.terminal import escape
 
@@ -31,49 +31,58 @@ Examples:
 T = TypeVar("T")
 
 
+_Command = Annotated[
+    list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments.", show_default=False)
+]
+_Listen = Annotated[
+    list[str],
+    typer.Option("--listen", "-l", metavar="ADDRESS", help="Listen here; may be repeated.", show_default=False),
+]
+_Kind = Annotated[
+    list[SocketKind] | None,
+    typer.Option("--type", metavar="TYPE", help="stream, seqpacket or datagram.", show_default="stream"),
+]
+_Name = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="Its name in LISTEN_FDNAMES.", show_default="from the address"),
+]
+_Mode = Annotated[
+    list[str] | None,
+    typer.Option("--mode", metavar="OCTAL", help="Permission bits of the socket file.", show_default="0600"),
+]
+_Owner = Annotated[
+    list[str] | None,
+    typer.Option("--owner", metavar="USER", help="User name or id that the file is given to.", show_default=False),
+]
+_Group = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="GROUP", help="Group name or id that the file is given to.", show_default=False),
+]
+_Backlog = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--backlog",
+        metavar="N",
+        help="Connections that wait to be accepted.",
+        show_default="as many as the host allows",
+    ),
+]
+_AllowFds = Annotated[
+    bool,
+    typer.Option("--allow-fds", help="Let clients send descriptors; otherwise the kernel refuses them, if it can."),
+]
+
+
 def run(
-    command: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="The program and its arguments.", show_default=False)
-    ],
-    listen: Annotated[
-        list[str],
-        typer.Option("--listen", "-l", metavar="ADDRESS", help="Listen here; may be repeated.", show_default=False),
-    ],
-    kind: Annotated[
-        list[SocketKind] | None,
-        typer.Option("--type", metavar="TYPE", help="stream, seqpacket or datagram.", show_default="stream"),
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="NAME", help="Its name in LISTEN_FDNAMES.", show_default="from the address"),
-    ] = None,
-    mode: Annotated[
-        list[str] | None,
-        typer.Option("--mode", metavar="OCTAL", help="Permission bits of the socket file.", show_default="0600"),
-    ] = None,
-    owner: Annotated[
-        list[str] | None,
-        typer.Option("--owner", metavar="USER", help="User name or id that the file is given to.", show_default=False),
-    ] = None,
-    group: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--group", metavar="GROUP", help="Group name or id that the file is given to.", show_default=False
-        ),
-    ] = None,
-    backlog: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--backlog",
-            metavar="N",
-            help="Connections that wait to be accepted.",
-            show_default="as many as the host allows",
-        ),
-    ] = None,
-    allow_fds: Annotated[
-        bool,
-        typer.Option("--allow-fds", help="Let clients send descriptors; otherwise the kernel refuses them, if it can."),
-    ] = False,
+    command: _Command,
+    listen: _Listen,
+    kind: _Kind = None,
+    name: _Name = None,
+    mode: _Mode = None,
+    owner: _Owner = None,
+    group: _Group = None,
+    backlog: _Backlog = None,
+    allow_fds: _AllowFds = False,
 ) -> int:
     """Run a program with listening sockets that are made safely.
 
@@ -93,13 +102,13 @@ def run(
     )
     from hostline.unix.activation import run_with_sockets
 
-    bounds = _listen_at(wanted, allows_fds=allow_fds)
-    for one in wanted:
-        if _is_abstract(one.address):
-            text = f"note: every local process can connect to {one.address}, unless the program checks its peers"
-            print(escape(text, keep=""), file=sys.stderr)
-    with checked_values():
-        return run_with_sockets(bounds, [one.name for one in wanted], command)
+    with _listening(wanted, allows_fds=allow_fds) as bounds:
+        for one in wanted:
+            if _is_abstract(one.address):
+                text = f"note: every local process can connect to {one.address}, unless the program checks its peers"
+                print(escape(text, keep=""), file=sys.stderr)
+        with checked_values():
+            return run_with_sockets(bounds, [one.name for one in wanted], command)
 
 
 @dataclass(frozen=True)
@@ -170,8 +179,9 @@ def _name_of(address: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", last)[:255] or "unknown"
 
 
-def _listen_at(wanted: Sequence[Wanted], *, allows_fds: bool) -> list[Bound]:
-    """Return the listening sockets; on an error those that were made are closed and their files removed."""
+@contextlib.contextmanager
+def _listening(wanted: Sequence[Wanted], *, allows_fds: bool) -> Iterator[list[Bound]]:
+    """Make the listening sockets; at the end, or when one of them cannot be made, they and their files go."""
     from hostline.limits import HARD_MAX_FDS
     from hostline.unix.address import parse_address
     from hostline.unix.listening import listening_socket
@@ -179,7 +189,7 @@ def _listen_at(wanted: Sequence[Wanted], *, allows_fds: bool) -> list[Bound]:
     with contextlib.ExitStack() as stack:
         bounds = []
         for one in wanted:
-            with checked_values():
+            with signals_held(), checked_values():
                 bound = listening_socket(
                     parse_address(one.address),
                     as_type(one.type),
@@ -189,7 +199,6 @@ def _listen_at(wanted: Sequence[Wanted], *, allows_fds: bool) -> list[Bound]:
                     backlog=one.backlog,
                     max_fds=HARD_MAX_FDS if allows_fds else 0,
                 )
-            stack.callback(bound.close)
+                stack.callback(bound.close)
             bounds.append(bound)
-        stack.pop_all()
-        return bounds
+        yield bounds

@@ -43,56 +43,61 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+_Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:SERVICE",
+        help="A module or a .py file, and the name of the service in it, which may be left out where it is the "
+        "only one.",
+        show_default=False,
+    ),
+]
+_Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        "-a",
+        metavar="ADDRESS",
+        help="Where to serve; the service's own name in the runtime directory unless given.",
+        show_default=False,
+    ),
+]
+_Backlog = Annotated[
+    int | None,
+    typer.Option(
+        "--backlog",
+        metavar="N",
+        min=0,
+        help="Connections that wait to be accepted.",
+        show_default="as many as the host allows",
+    ),
+]
+_Concurrency = Annotated[int, typer.Option("--concurrency", metavar="N", min=1, help="Handlers that run at once.")]
+_Queue = Annotated[
+    int,
+    typer.Option("--queue", metavar="N", min=0, help="Calls that wait behind them; the next is refused at once."),
+]
+_Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Worker threads for def handlers.")]
+_Grace = Annotated[
+    float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
+]
+_Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
+_LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
+
+
 def serve(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:SERVICE",
-            help="A module or a .py file, and the name of the service in it, which may be left out where it is the "
-            "only one.",
-            show_default=False,
-        ),
-    ],
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            "-a",
-            metavar="ADDRESS",
-            help="Where to serve; the service's own name in the runtime directory unless given.",
-            show_default=False,
-        ),
-    ] = None,
+    target: _Target,
+    address: _Address = None,
     mode: Mode = None,
     owner: Owner = None,
     group: Group = None,
-    backlog: Annotated[
-        int | None,
-        typer.Option(
-            "--backlog",
-            metavar="N",
-            min=0,
-            help="Connections that wait to be accepted.",
-            show_default="as many as the host allows",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option("--concurrency", metavar="N", min=1, help="Handlers that run at once.")
-    ] = DEFAULT_CONCURRENCY,
-    queue: Annotated[
-        int,
-        typer.Option("--queue", metavar="N", min=0, help="Calls that wait behind them; the next is refused at once."),
-    ] = DEFAULT_QUEUE,
-    threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=1, help="Worker threads for def handlers.")
-    ] = DEFAULT_THREADS,
-    grace: Annotated[
-        float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
-    ] = DEFAULT_GRACE,
-    loop: Annotated[LoopKind, typer.Option("--loop", help="The event loop.")] = LoopKind.ASYNCIO,
-    log_level: Annotated[
-        LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")
-    ] = LogLevel.INFO,
+    backlog: _Backlog = None,
+    concurrency: _Concurrency = DEFAULT_CONCURRENCY,
+    queue: _Queue = DEFAULT_QUEUE,
+    threads: _Threads = DEFAULT_THREADS,
+    grace: _Grace = DEFAULT_GRACE,
+    loop: _Loop = LoopKind.ASYNCIO,
+    log_level: _LogLevel = LogLevel.INFO,
 ) -> None:
     """Serve a service that a Python module declares.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from collections import Counter
@@ -228,8 +229,6 @@ def _place_one_more(scene: Scene, step: Step) -> None:
     """Show that the order service found the successor by itself."""
     lines = scene.orders_file.read_bytes().splitlines()
     book = keep_book(lines[:1])
-    import json
-
     with connect(scene.orders) as line:
         placed: Placed = line.call("place", json.loads(lines[0]), returns=Placed)
     step.check(

@@ -99,9 +99,7 @@ def speed(scene: Scene, step: Step) -> None:
         try:
             if scene.tcp_port:
                 lines[_TCP] = BlockingTcpLine(scene.tcp_port)
-            blocking = _measure(
-                transports, rounds, lambda name: _call_for(lines[name], seconds), lambda done: progress(done)
-            )
+            blocking = _measure(transports, rounds, lambda name: _call_for(lines[name], seconds), progress)
         finally:
             for line in lines.values():
                 line.close()
@@ -210,10 +208,11 @@ async def _call_many_for(line: AsyncLine, seconds: float) -> tuple[list[float], 
     end = began + seconds
 
     async def caller() -> None:
-        now = clock()
-        while now < end:
+        now = began
+        while now < end:  # at least once, however late the loop comes to it
+            before = clock()
             await line.call("quote", _ORDER, returns=Quote)
-            before, now = now, clock()
+            now = clock()
             times.append(now - before)
 
     async with asyncio.TaskGroup() as group:
