@@ -188,7 +188,7 @@ def flood(client: RawClient, make: Callable[[int], bytes], count: int, seconds: 
     waiting = b""
     quiet_since = time.monotonic()
     ends = quiet_since + seconds
-    while time.monotonic() < ends and time.monotonic() - quiet_since < 0.4:
+    while time.monotonic() < ends and time.monotonic() - quiet_since < 0.2:
         if not waiting:
             if sent == count:
                 break
@@ -250,8 +250,8 @@ def test_a_flood_of_a_peer_that_never_reads_stays_in_its_own_socket(address: str
             finally:
                 done.set()
                 watcher.join()
-            # 64 handlers may each have an answer of a mebibyte ready when their peer is found not to read.
-            assert most - before < 100 * MIB, f"{(most - before) / MIB:.1f} MiB more than before"
+            # 64 handlers may have an answer of a mebibyte each, and it encoded, before their peer is found not to read.
+            assert most - before < 160 * MIB, f"{(most - before) / MIB:.1f} MiB more than before"
             assert max(delays) < 1.0
             assert statistics.median(delays) < 0.2
         assert wait_until(lambda: server.connection_count == 1)
@@ -259,17 +259,17 @@ def test_a_flood_of_a_peer_that_never_reads_stays_in_its_own_socket(address: str
 
 
 def test_a_flood_of_slow_inline_calls_leaves_the_others_their_turns(address: str, loop: str) -> None:
-    """Sixty-four kibibytes hold some 2,500 such calls: served in one go they would take five seconds."""
+    """Sixty-four kibibytes hold some 2,000 such calls: served in one go they would take two seconds."""
     with ServerThread(giving_service(), address, loop=loop), hostline.connect(address) as bystander:
         with RawClient(address) as client:
-            client.sock.sendall(b"".join(client.encode(number, "dawdle", 0.002) for number in range(1, 1500)))
+            client.sock.sendall(b"".join(client.encode(number, "dawdle", 0.001) for number in range(1, 2000)))
             delays = []
-            for _ in range(5):
+            for _ in range(3):
                 started = time.perf_counter()
                 bystander.call("give", 1, timeout=20)
                 delays.append(time.perf_counter() - started)
             # Its turn comes after one of theirs, or two where the call arrives in between.
-            assert max(delays) < 0.002 * FRAMES_PER_TURN * 2 + 0.5
+            assert max(delays) < 0.001 * FRAMES_PER_TURN * 2 + 0.5
             assert client.read().kind == Kind.REPLY
 
 

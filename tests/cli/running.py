@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -39,6 +41,16 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 def abstract_name() -> str:
     """Return an abstract address that no other test uses."""
     return f"unix:@hostline-test-{os.getpid()}-{next(_numbers)}"
+
+
+def accepts(path: Path) -> bool:
+    """Say whether a server listens at a path; a socket file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def hostline(*arguments: object, input: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:

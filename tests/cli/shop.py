@@ -85,6 +85,7 @@ def evil() -> str:
 
 @shop.method
 def pairs() -> dict[int | None, str]:
+    """Name some numbers, in grün."""
     return {1: "one", None: "none"}
 
 

@@ -16,7 +16,7 @@ from hostline.cli.commands.call import parse_arguments
 from hostline.cli.exits import ExitCode, UsageError
 from hostline.cli.schemas import as_json, definition_text, method_text, type_text
 from hostline.rpc.builtin import MethodDescription, ParameterDescription
-from tests.cli.running import Running, environment, hostline, on_terminal, plain
+from tests.cli.running import Running, accepts, environment, hostline, on_terminal, plain
 from tests.leaks import wait_until
 
 SHOP = Path(__file__).with_name("shop.py")
@@ -141,6 +141,12 @@ def test_a_service_is_described_for_people(shop: Path) -> None:
         assert block in text
 
 
+def test_a_description_is_shown_in_any_encoding(shop: Path) -> None:
+    done = hostline("describe", shop, env={"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"in gr\\xfcn" in done.stdout
+
+
 def test_the_whole_description_is_there_as_json(shop: Path) -> None:
     done = hostline("describe", shop, "--json")
     described = json.loads(done.stdout)
@@ -216,7 +222,7 @@ hostline.Service("liar").run({str(sock_dir / "x")!r})
 """
     with subprocess.Popen([sys.executable, "-c", program], env=environment()) as liar:
         try:
-            assert wait_until((sock_dir / "x").exists, 10)
+            assert wait_until(lambda: accepts(sock_dir / "x"), 10)
             done = hostline("describe", sock_dir / "x")
         finally:
             liar.terminate()

@@ -190,8 +190,7 @@ def test_ctrl_d_on_a_terminal_ends_the_input(sock_dir: Path) -> None:
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
 def test_it_listens_and_talks_to_the_first_that_connects(sock_dir: Path, kind: str) -> None:
     path = sock_dir / "x"
-    with Running("cat", path, "--listen", "--type", kind, stdin=subprocess.PIPE) as server:
-        assert wait_until(path.exists, 10)
+    with Running("cat", path, "--listen", "--type", kind, stdin=subprocess.PIPE, ready="listening") as server:
         with library.connect_socket(str(path), kind) as connection:  # type: ignore[call-overload]
             connection.send(b"hello")
             server.wait_for("hello")
@@ -207,8 +206,7 @@ def test_it_listens_and_talks_to_the_first_that_connects(sock_dir: Path, kind: s
 
 def test_listening_for_datagrams_answers_whoever_wrote_last(sock_dir: Path) -> None:
     path = sock_dir / "x"
-    with Running("cat", path, "--listen", "--type", "datagram", stdin=subprocess.PIPE) as server:
-        assert wait_until(path.exists, 10)
+    with Running("cat", path, "--listen", "--type", "datagram", stdin=subprocess.PIPE, ready="listening") as server:
         stdin = server.process.stdin
         assert stdin
         stdin.write(b"held until somebody writes\n")
@@ -235,19 +233,14 @@ def sent(tmp_path: Path) -> Path:
 def test_descriptors_go_from_one_cat_to_another(sock_dir: Path, sent: Path, kind: str) -> None:
     address, target = abstract_name(), sock_dir / "copies"
     options = ["--listen", "--type", kind, "--recv-fds", "--copy-fds-to", target]
-    with Running("cat", address, *options, stdin=subprocess.PIPE) as receiver:
+    with Running("cat", address, *options, stdin=subprocess.PIPE, ready="listening") as receiver:
         command = ["cat", address, "--type", kind, "--wait", "0.1", "--send-fd", sent, "--send-fd", "/dev/null"]
-
-        def send() -> bool:
-            done = hostline(*command, input=b"take this\n")
-            assert done.returncode in (0, ExitCode.CANNOT_CONNECT), done
-            return done.returncode == 0
-
-        assert wait_until(send, 10)
+        assert hostline(*command, input=b"take this\n").returncode == 0
         receiver.wait_for("fd-1: not copied")
         assert receiver.out == "take this\n"
         mode = f"{stat.S_IMODE(sent.stat().st_mode):04o}, uid {os.geteuid()}"
         assert receiver.err == (
+            f"listening at {address} ({kind})\n"
             f"fd-0: regular file, 13 bytes, read-only, mode {mode}, {sent.parent}/sent \\x1b[31m.txt\n"
             "fd-0: copied 13 bytes to fd-0\n"
             "fd-1: character, read-only, mode 0666, uid 0, /dev/null\n"
@@ -271,8 +264,7 @@ def test_descriptors_are_sent_without_any_input_too(sock_dir: Path, sent: Path) 
 
 def test_descriptors_are_refused_unless_asked_for(sock_dir: Path, sent: Path) -> None:
     path = sock_dir / "x"
-    with Running("cat", path, "--listen", stdin=subprocess.PIPE) as receiver:
-        assert wait_until(path.exists, 10)
+    with Running("cat", path, "--listen", stdin=subprocess.PIPE, ready="listening") as receiver:
         hostline("cat", path, "--send-fd", sent, "--wait", "0.1", input=b"x")
         receiver.wait()
         assert "fd-0" not in receiver.err

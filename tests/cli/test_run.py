@@ -15,7 +15,6 @@ from hostline.cli.commands.run import Wanted, wanted_sockets
 from hostline.cli.exits import ExitCode, UsageError
 from hostline.cli.options import SocketKind
 from tests.cli.running import COMMAND, Running, abstract_name, hostline
-from tests.leaks import wait_until
 
 SHOP = Path(__file__).with_name("shop.py")
 
@@ -113,13 +112,13 @@ def test_a_second_run_at_the_same_path_is_refused(sock_dir: Path) -> None:
 def test_clients_may_send_descriptors_only_where_that_was_asked_for(sock_dir: Path) -> None:
     program = """
 import socket, sys
+print("ready", flush=True)
 peer = socket.socket(fileno=3).accept()[0]
-print("accepted", flush=True)
 data, fds, *_ = peer.recvmsg(100, socket.CMSG_SPACE(16))
 print(data, len(fds), flush=True)
 """
-    with Running("run", "-l", sock_dir / "x", "--allow-fds", "--", sys.executable, "-c", program) as run:
-        assert wait_until((sock_dir / "x").exists, 10)
+    arguments = ["-l", sock_dir / "x", "--allow-fds", "--", sys.executable, "-c", program]
+    with Running("run", *arguments, ready="ready") as run:
         assert hostline("cat", sock_dir / "x", "--send-fd", "/dev/null", input=b"hello").returncode == 0
         assert run.wait() == 0
         assert "b'hello' 1" in run.out

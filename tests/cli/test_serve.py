@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostline.cli.exits import ExitCode
-from tests.cli.running import Running, hostline
+from tests.cli.running import Running, accepts, hostline
 from tests.leaks import wait_until
 from tests.tree import TREE
 
@@ -81,7 +81,7 @@ def test_the_mode_and_the_group_are_those_asked_for(sock_dir: Path) -> None:
 def test_calls_that_run_are_finished_after_sigterm(sock_dir: Path) -> None:
     path = sock_dir / "x"
     with Running("serve", f"{SHOP}:shop", "-a", path, "--log-level", "warning") as server:
-        assert wait_until(path.exists, 10)
+        assert wait_until(lambda: accepts(path), 10)
         with Running("call", path, "wait", "3") as call:
 
             def is_running() -> bool:

@@ -33,6 +33,9 @@ class Payments(hostline.Interface, Protocol):
 
     def charge(self, order: Order, *, note: str = "") -> Receipt: ...
 
+    @hostline.raises(KeyError)
+    def find(self, number: int) -> Order | None: ...
+
 
 class AsyncPayments(hostline.aio.Interface, Protocol):
     """The same service, for asyncio."""
@@ -47,6 +50,8 @@ def blocking() -> None:
         assert_type(payments.charge(Order(1, 2.0)), Receipt)
         assert_type(payments.charge(Order(1, 2.0), note="late").total, float)
         assert_type(payments.with_timeout(0.5).charge(Order(1, 2.0)), Receipt)
+        assert_type(payments.find(1), Order | None)
+        payments.find("1")  # type: ignore[arg-type]
         payments.charge("tea")  # type: ignore[arg-type]
         payments.charge(Order(1, 2.0), notes="late")  # type: ignore[call-arg]
         payments.refund(Order(1, 2.0))  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from hostline.unix import activation
 from hostline.unix.activation import listen_fds, run_with_sockets
 from hostline.unix.address import InheritedAddress, PathAddress, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.listening import Bound, listening_socket
+from hostline.unix.listening import listening_socket
 
 KINDS = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
 NOBODY = 65534
@@ -69,13 +69,10 @@ def activated(
         return child.answer
 
 
-@contextmanager
-def closing(*bounds: Bound) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for bound in bounds:
-            bound.close()
+def facts(path: Path) -> tuple[int, ...]:
+    """Return what may not change; the time of access does, whenever somebody connects."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_gid, status.st_ctime_ns
 
 
 # --- in ------------------------------------------------------------------------------------------------
@@ -89,7 +86,7 @@ def test_an_inherited_socket_serves_and_its_file_is_never_touched(
     path = sock_dir / "s"
 
     def work() -> tuple[Any, ...]:
-        before = path.lstat()
+        before = facts(path)
         bound = listening_socket(parse_address(written), socket_type)
         with socket.socket(socket.AF_UNIX, KINDS[socket_type]) as client:
             client.connect(str(path))
@@ -102,9 +99,9 @@ def test_an_inherited_socket_serves_and_its_file_is_never_touched(
                 received = accepted.recv(9)
                 accepted.close()
         bound.sock.setblocking(False)
-        facts = (received, bound.sock.get_inheritable(), bound.is_inherited, bound.sock.fileno())
+        said = (received, bound.sock.get_inheritable(), bound.is_inherited, bound.sock.fileno())
         bound.close()
-        return (*facts, path.lstat() == before)
+        return (*said, facts(path) == before)
 
     with outside(sock_dir / "first", "stream") as first, outside(path, socket_type) as second:
         answer = activated([first.fileno(), second.fileno()], work, "first:second")

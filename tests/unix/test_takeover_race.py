@@ -17,9 +17,11 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,6 +119,7 @@ class Contender:
         self.pid = os.fork()
         if self.pid == 0:
             try:
+                random.seed()
                 # What the coordinator holds must end with it, so that nobody outlives it.
                 for fd in (self.commands, self.answers, *(fd for one in others for fd in (one.commands, one.answers))):
                     os.close(fd)
@@ -144,6 +147,25 @@ class Contender:
         os.close(self.answers)
 
 
+@contextmanager
+def stumbling(probability: float) -> Iterator[None]:
+    """Pause for an instant before some of the system calls of the block.
+
+    Left alone, a contender on a quiet machine of few cores often comes through within one turn of the scheduler, and
+    there is no race to lose.
+    """
+
+    def stumble(frame: object, event: str, called: object) -> None:
+        if event == "c_call" and random.random() < probability:
+            time.sleep(random.random() * 1e-4)
+
+    sys.setprofile(stumble)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
 def take_part(contend: Contend, path: str, start: mmap.mmap, command: int, answer: int) -> None:
     """Obey until the coordinator is gone: `G` and the type's number contend, `R` release, `C` say what arrived."""
     held: Held | None = None
@@ -159,7 +181,8 @@ def take_part(contend: Contend, path: str, start: mmap.mmap, command: int, answe
             while start[0] == number:
                 os.sched_yield()  # there may be more contenders than cores
             try:
-                held = contend(path, socket_type)
+                with stumbling(0.1):
+                    held = contend(path, socket_type)
                 say("owner")
             except Refused as refused:
                 say(f"refused {refused.pid} {refused}")
@@ -233,8 +256,7 @@ class Contest:
             assert contender.hear() == b"ready"
         self.start[0] = (self.start[0] + 1) % 256
         if victim is not None:
-            for _ in range(self.random.randrange(3000)):  # somewhere in the few hundred microseconds that it takes
-                pass
+            time.sleep(self.random.random() * 0.002)  # somewhere in the time that it takes
             victim.kill()
             self.result.killed_midway += 1
         answers = {contender: contender.hear() for contender in self.contenders}

@@ -22,7 +22,7 @@ from hostline.errors import (
     AddressNotFoundError,
     ClosedError,
     ConnectRefusedError,
-    DeadlineExceededError,
+    SocketError,
     SocketTimeoutError,
     UnavailableError,
 )
@@ -149,9 +149,9 @@ class Line:
         try:
             async with asyncio.timeout(_seconds(deadline)):
                 return await asyncio.shield(self._opening)
-        except DeadlineExceededError:
-            raise
         except TimeoutError as error:
+            if isinstance(error, SocketError) and not deadline.has_passed():
+                raise  # the connect had less time than the call
             raise deadline_error(method, seconds, f"no connection ({str(error) or 'still connecting'})") from error
         except asyncio.CancelledError:
             if self._is_closed and self._opening is None:

@@ -6,6 +6,7 @@ Needs the extra `hostline[cli]` (typer, rich). What a single command needs is im
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 
 __all__ = ["main"]
@@ -23,6 +24,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a service writes of itself may not fit into the terminal's encoding, and is shown all the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from hostline.cli.app import run
 

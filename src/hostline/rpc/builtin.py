@@ -107,7 +107,8 @@ def check_health(service: ServiceBase, uptime: float) -> Health:
         try:
             check()
         except Exception as error:
-            problems.append(f"{check.__name__}: {error}" if str(error) else f"{check.__name__}: {type(error).__name__}")
+            name = getattr(check, "__name__", type(check).__name__)
+            problems.append(f"{name}: {str(error) or type(error).__name__}")
     return Health("failing" if problems else "ok", problems, service.name, os.getpid(), uptime)
 
 

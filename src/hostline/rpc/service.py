@@ -103,7 +103,8 @@ def _is_exception_class(value: object) -> bool:
 def _execution(name: str, function: Callable[..., Any], inline: bool) -> Execution:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"method {name} is a generator: a method returns one result; return a list")
-    if inspect.iscoroutinefunction(function):
+    own_call = type(function).__call__  # an object that can be called, if it is no function
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call):
         if inline:
             raise TypeError(f"method {name} is async: inline=True is for a quick `def` that runs on the loop itself")
         return Execution.TASK

@@ -1,27 +1,26 @@
 """The blocking client: a pool of connections, each with one call at a time, read in the caller's own thread.
 
-No helper thread and no hand-off stand between the call and the socket. What may be pooled, repeated or waited for is
-decided below (protocol/pooling.py, protocol/retry.py); this module holds the lock, waits and obeys.
+No helper thread and no hand-off stand between the call and the socket. Who gets which connection is for pool.py, what
+may be repeated or waited for is decided below (protocol/retry.py); this module waits and obeys.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import socket
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
-from hostline.clock import Deadline, monotonic
+from hostline.clock import Deadline
 from hostline.errors import (
     AddressNotFoundError,
     ClosedError,
     ConnectRefusedError,
-    DeadlineExceededError,
+    ConnectTimeoutError,
+    SocketTimeoutError,
     UnavailableError,
 )
 from hostline.limits import (
@@ -32,7 +31,7 @@ from hostline.limits import (
     POOL_MIN_SIZE,
     RECONNECT_TIMEOUT,
 )
-from hostline.protocol.pooling import Pool, PoolSettings
+from hostline.protocol.pooling import PoolSettings
 from hostline.protocol.retry import Backoff
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -45,6 +44,7 @@ from hostline.rpc.calling import (
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
+from hostline.sync.pool import SharedPool
 from hostline.unix.address import Address
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import check_server, connect_blocking
@@ -71,15 +71,8 @@ class Line:
         self._settings = settings
         self._pool_settings = pool
         self._is_closed = False
-        self._reset()
+        self._pool = SharedPool(pool)
         _lines.add(self)
-
-    def _reset(self) -> None:
-        self._pool: Pool[Caller] = Pool(self._pool_settings)
-        self._open: set[Caller] = set()
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._waiting_count = 0
 
     # --- calls -----------------------------------------------------------------------------------------
 
@@ -139,61 +132,27 @@ class Line:
                 repeats.broke(error, connection.protocol)
                 continue
             finally:
-                self._release(connection)
+                self._pool.release(connection)
             return read_answer(frame, returns, raises)
 
     # --- the pool --------------------------------------------------------------------------------------
 
     def _acquire(self, method: str, seconds: float, deadline: Deadline) -> Caller:
-        with self._lock:
-            while True:
-                if self._is_closed:
-                    raise ClosedError(f"{method}: the line is closed")
-                connection = self._pool.acquire()
-                if connection is not None:
-                    return connection
-                if self._pool.may_open():
-                    break
-                left = deadline.remaining()
-                self._waiting_count += 1
-                try:
-                    has_changed = self._changed.wait(None if left == math.inf else left)
-                finally:
-                    self._waiting_count -= 1
-                if not has_changed and deadline.has_passed():
-                    busy = f"all {self._pool_settings.max_size} connections of the pool were busy"
-                    raise deadline_error(method, seconds, busy)
         try:
-            return self._add(self._reopen(deadline))
+            connection = self._pool.acquire(deadline.remaining())
+        except TimeoutError:
+            busy = f"all {self._pool_settings.max_size} connections of the pool were busy"
+            raise deadline_error(method, seconds, busy) from None
+        if connection is not None:
+            return connection
+        try:
+            connection = self._reopen(deadline)
         except BaseException as error:
-            with self._lock:
-                self._pool.discard()
-                self._changed.notify()
-            if isinstance(error, TimeoutError) and not isinstance(error, DeadlineExceededError):
+            self._pool.discard()
+            if isinstance(error, SocketTimeoutError | ConnectTimeoutError) and deadline.has_passed():
                 raise deadline_error(method, seconds, f"no connection ({error})") from error
             raise
-
-    def _add(self, connection: Caller) -> Caller:
-        with self._lock:
-            if self._is_closed:
-                connection.close()
-                raise ClosedError("the line was closed")
-            self._open.add(connection)
-        return connection
-
-    def _release(self, connection: Caller) -> None:
-        with self._lock:
-            if connection.is_usable and not self._is_closed:
-                expired = self._pool.release(connection, monotonic())
-            else:
-                self._pool.discard()
-                expired = [connection]
-            if expired:
-                self._open.difference_update(expired)
-            if self._waiting_count:
-                self._changed.notify()
-        for old in expired:
-            old.close()
+        return self._pool.add(connection)
 
     def _reopen(self, deadline: Deadline) -> Caller:
         """Connect again, waiting for a server that restarts; the first error is raised when time is up."""
@@ -213,6 +172,8 @@ class Line:
                 if left <= 0:
                     raise
                 time.sleep(min(backoff.pause(), left))
+                if self._is_closed:
+                    raise ClosedError("the line was closed") from None
 
     def _connect(self, deadline: Deadline) -> Caller:
         sock, peer = self._connected(deadline)
@@ -237,10 +198,7 @@ class Line:
         first: Caller | None = None
         for _ in range(max(1, self._pool_settings.min_size)):
             connection = self._reach(Deadline.after(settings.wait), None)
-            with self._lock:
-                self._pool.may_open()
-                self._open.add(connection)
-                self._pool.release(connection, monotonic())
+            self._pool.put(connection)
             first = first or connection
         if first is None:  # pragma: no cover - the range above is never empty
             raise ClosedError("no connection was opened")
@@ -265,16 +223,8 @@ class Line:
 
     def close(self) -> None:
         """Close the line; calls under way end with `ClosedError`. Safe to repeat."""
-        with self._lock:
-            self._is_closed = True
-            idle = self._pool.drain()
-            self._open.difference_update(idle)
-            busy = list(self._open)
-            self._changed.notify_all()
-        for connection in idle:
-            connection.close()
-        for connection in busy:
-            connection.interrupt()
+        self._is_closed = True
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -290,9 +240,8 @@ class Line:
 
     def forget_in_child(self) -> None:
         """In a forked child: what is connected is the parent's; close the copies."""
-        for connection in self._open:
-            connection.close()
-        self._reset()
+        self._pool.forget_in_child()
+        self._pool = SharedPool(self._pool_settings)
 
 
 @overload

@@ -10,6 +10,7 @@ import typer
 
 from hostline.cli.exits import CommandError, UsageError, checked_values, signals_held
 from hostline.cli.options import Address, Mode, SocketKind, as_type, parse_mode, server_rule, time_limit
+from hostline.cli.terminal import escape
 
 if TYPE_CHECKING:
     from hostline.cli.exchange import End
@@ -167,6 +168,7 @@ def _listen(address: str, kind: SocketKind, mode: int | None, max_fds: int, stac
     with signals_held(), checked_values():
         endpoint = sync.listen(address, as_type(kind), mode=mode, max_fds=max_fds)
         stack.callback(endpoint.close)
+    print(f"listening at {escape(endpoint.address, keep='')} ({kind})", file=sys.stderr, flush=True)
     if isinstance(endpoint, sync.Datagrams):
         return DatagramEnd(endpoint)
     with endpoint:  # the name goes with the first client: there is no second one

@@ -1,0 +1,145 @@
+"""A signal every millisecond during thousands of calls: none fails, none is answered wrongly, in neither face."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hostline
+from hostline.errors import DeadlineExceededError
+from tests.faces import every_millisecond
+from tests.serving import ServerProcess, ServerThread, loop_factory_named, loop_names
+
+
+@pytest.fixture
+def server(sock_dir: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(sock_dir / "s") as started:
+        yield started
+        started.signal(signal.SIGTERM)
+        assert started.wait() == 0
+
+
+def call_many(address: str, count: int) -> int:
+    """Make calls that return at once and some that wait; returns how many signals came meanwhile."""
+    with hostline.connect(address) as line, every_millisecond() as seen:
+        for number in range(count):
+            assert line.call("look", number, 0.005 if number % 100 == 0 else 0.0) == number
+        before = len(seen)
+        assert line.call("look", 7, 0.2) == 7  # one wait, interrupted two hundred times
+        assert len(seen) - before > 50
+    return len(seen)
+
+
+def test_blocking_calls_are_not_disturbed(server: ServerProcess) -> None:
+    assert call_many(server.address, 3_000) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_hundred_thousand_blocking_calls_are_not_disturbed(server: ServerProcess) -> None:
+    assert call_many(server.address, 100_000) > 1_000
+
+
+def test_large_blocking_calls_are_not_disturbed(sock_dir: Path) -> None:
+    """Sends and receives in many parts, each of which a signal may interrupt."""
+    service = hostline.Service("large")
+
+    @service.method
+    async def echo(data: bytes) -> bytes:
+        await asyncio.sleep(0.001)
+        return data
+
+    with ServerThread(service, sock_dir / "s"), hostline.connect(sock_dir / "s") as line:
+        data = bytes(range(256)) * 3_900
+        with every_millisecond():
+            for _ in range(100):
+                assert line.call("echo", data, returns=bytes) == data
+
+
+def test_a_deadline_is_kept_under_signals(server: ServerProcess) -> None:
+    """Each signal starts the wait anew, but not the time it has."""
+    with hostline.connect(server.address) as line, every_millisecond():
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            line.call("look", 1, 30.0, timeout=0.3)
+        assert 0.29 < time.monotonic() - started < 1.5
+
+
+def test_connecting_is_not_disturbed(server: ServerProcess) -> None:
+    with every_millisecond():
+        for number in range(200):
+            with hostline.connect(server.address) as line:
+                assert line.call("look", number) == number
+
+
+def test_waiting_for_a_place_in_the_pool_is_not_disturbed(server: ServerProcess) -> None:
+    with hostline.connect(server.address, max_size=1) as line:
+        thread = threading.Thread(target=line.call, args=("look", 1, 0.3))
+        thread.start()
+        with every_millisecond() as seen:
+            while line._pool.idle_count:
+                pass
+            assert line.call("look", 2) == 2
+            assert len(seen) > 50
+        thread.join()
+
+
+@pytest.mark.parametrize("loop", loop_names())
+def test_calls_on_a_loop_are_not_disturbed(server: ServerProcess, loop: str) -> None:
+    async def main() -> None:
+        async with hostline.aio.connect(server.address) as line:
+            for start in range(0, 3_000, 50):
+                numbers = range(start, start + 50)
+                assert await asyncio.gather(*(line.call("look", number) for number in numbers)) == list(numbers)
+            assert await line.call("look", 7, 0.2) == 7
+
+    with every_millisecond() as seen, asyncio.Runner(loop_factory=loop_factory_named(loop)) as runner:
+        runner.run(main())
+    assert len(seen) > 50
+
+
+@pytest.mark.parametrize("loop", loop_names())
+def test_a_server_is_not_disturbed(sock_dir: Path, loop: str) -> None:
+    service = hostline.Service("disturbed")
+
+    @service.method
+    async def later(number: int) -> int:
+        await asyncio.sleep(0.0005)
+        return number
+
+    @service.method
+    def block(number: int) -> int:
+        time.sleep(0.0005)
+        return number
+
+    answers: list[Any] = []
+
+    def call(stop: Callable[[], None]) -> None:
+        with hostline.connect(sock_dir / "s") as line:
+            answers.extend(line.call("later" if number % 2 else "block", number) for number in range(300))
+        stop()
+
+    async def main() -> None:
+        async with service.serve(sock_dir / "s"):
+            done = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            thread = threading.Thread(target=call, args=(lambda: void(loop.call_soon_threadsafe(done.set)),))
+            thread.start()
+            await done.wait()
+            thread.join()
+
+    with every_millisecond() as seen, asyncio.Runner(loop_factory=loop_factory_named(loop)) as runner:
+        runner.run(main())
+    assert answers == list(range(300))
+    assert len(seen) > 50
+
+
+def void(_: object) -> None:
+    """Take a value and give none."""
