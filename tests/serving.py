@@ -553,6 +553,7 @@ class ScriptedServer:
             self._errors.append(error)
         finally:
             conversation.sock.close()
+            conversation.has_left.set()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -575,10 +576,17 @@ class ScriptedServer:
 
 
 class Conversation:
-    """The server's side of one connection, by hand."""
+    """The server's side of one connection, by hand.
+
+    Attributes:
+        sock: The connection.
+        calls: The calls that were read.
+        has_left: Set when the socket is really closed; its `fileno()` is -1 a moment earlier.
+    """
 
     def __init__(self, sock: socket.socket, methods: Sequence[str]) -> None:
         self.sock = sock
+        self.has_left = threading.Event()
         self.calls: list[Frame] = []
         self._methods = methods
         self._decoder = FrameDecoder()

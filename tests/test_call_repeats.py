@@ -192,7 +192,7 @@ def test_a_call_of_which_nothing_was_sent_is_repeated(stage: Stage, play: Any) -
     """The connection ended while it was idle: that is the server's business, not the caller's."""
     server = play(greet_and_leave, answer)
     line = stage.connect()
-    assert wait_until(lambda: server.conversations[0].sock.fileno() == -1)
+    assert server.conversations[0].has_left.wait(10)
     assert line.call("act") == "answered"
     assert call_count(server) == 1
 
@@ -224,7 +224,7 @@ def test_an_answer_that_came_before_the_end_counts(stage: Stage, play: Any) -> N
     for _ in range(10):
         assert line.call("act") == "answered"
         # A call that crosses the close on the wire could not know whether it was run.
-        assert wait_until(lambda: server.conversations[-1].sock.fileno() == -1)
+        assert server.conversations[-1].has_left.wait(10)
     assert call_count(server) == 10
 
 

@@ -80,6 +80,10 @@ def ask(path: Path) -> bytes:
         return sock.recv(100)
 
 
+# From Python 3.13 on asyncio removes a socket's file when its server closes, unless it is told not to.
+LEAVE_THE_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+
+
 async def pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"pong " + await reader.readline())
     await writer.drain()
@@ -210,7 +214,7 @@ def test_the_lender_accepts_again_when_the_borrower_is_done(
     async def main() -> None:
         listener = module.listen(sock_dir / "s")
         borrowed = socket.socket(fileno=os.dup(listener.fileno()))
-        server = await asyncio.start_unix_server(pong, sock=borrowed)
+        server = await asyncio.start_unix_server(pong, sock=borrowed, **LEAVE_THE_FILE)
         try:
             assert await asyncio.to_thread(ask, sock_dir / "s") == b"pong ping\n"
         finally:

@@ -446,7 +446,7 @@ def test_a_connect_that_fails_before_the_deadline_is_not_called_a_deadline(run_a
     async def main() -> None:
         with ScriptedServer(str(sock_dir / "s"), greet_and_close, say_nothing) as server:
             async with hostline.aio.connect(sock_dir / "s", connect_timeout=0.3, reconnect_timeout=0.1) as line:
-                await soon(lambda: server.conversations[0].sock.fileno() == -1)
+                await soon(lambda: server.conversations[0].has_left.is_set())
                 with takes_less_than(5), pytest.raises(SocketTimeoutError, match=r"no hello within 0\.3"):
                     await line.call("act", timeout=20)
                 with takes_less_than(5), pytest.raises(DeadlineExceededError):

@@ -396,7 +396,7 @@ def test_a_connect_that_fails_before_the_deadline_is_not_called_a_deadline(addre
 
     with ScriptedServer(address, greet_and_close, say_nothing) as server:
         with hostline.connect(address, connect_timeout=0.3, reconnect_timeout=0.1) as line:
-            assert wait_until(lambda: server.conversations[0].sock.fileno() == -1)
+            assert server.conversations[0].has_left.wait(10)
             with takes_less_than(5), pytest.raises(hostline.SocketTimeoutError, match=r"no hello within 0\.3"):
                 line.call("act", timeout=20)
             with takes_less_than(5), pytest.raises(DeadlineExceededError):

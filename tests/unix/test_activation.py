@@ -269,11 +269,13 @@ def test_a_strangers_file_in_the_place_of_ours_does_not_widen_the_rule(sock_dir:
 # --- out -----------------------------------------------------------------------------------------------
 
 DRIVER = """
-import os, sys
+import os, signal, sys
 from hostline.unix.activation import run_with_sockets
 from hostline.unix.address import PathAddress
 from hostline.unix.listening import listening_socket
 
+for number in (signal.SIGINT, signal.SIGQUIT):  # ignored where the tests themselves run behind a shell's `&`
+    signal.signal(number, signal.SIG_DFL)
 count = int(sys.argv[1])
 specs, command = sys.argv[2 : 2 + count], sys.argv[2 + count :]
 names, bounds = [], []

@@ -34,7 +34,7 @@ _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 class Caller:
     """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread."""
 
-    __slots__ = ("_poll_in", "_sock", "peer", "protocol")
+    __slots__ = ("_is_cut_off", "_poll_in", "_sock", "peer", "protocol")
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, deadline: Deadline) -> None:
         """Take over a connected socket and be greeted.
@@ -52,6 +52,7 @@ class Caller:
             RemoteProtocolError: It does not speak this protocol.
         """
         self._sock = sock
+        self._is_cut_off = False
         self.peer = peer
         try:
             poll = select.poll()
@@ -116,7 +117,7 @@ class Caller:
     def is_usable(self) -> bool:
         """Whether another call may be made here."""
         protocol = self.protocol
-        return protocol.is_usable and not protocol.in_flight and not protocol.is_partial
+        return protocol.is_usable and not protocol.in_flight and not protocol.is_partial and not self._is_cut_off
 
     def _send(self, data: bytes | bytearray | memoryview, deadline: Deadline) -> None:
         """Send all of `data`; BrokenCallError tells whether any of it left, TimeoutError that the deadline passed."""
@@ -150,8 +151,13 @@ class Caller:
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
         answers = self.protocol.receive_data(data)
-        for reply in self.protocol.data_to_send():
-            self._send(reply, deadline)
+        try:
+            for reply in self.protocol.data_to_send():
+                self._send(reply, deadline)
+        except (BrokenCallError, TimeoutError):
+            if not answers:
+                raise
+            self._is_cut_off = True  # no further call here; the answer that came counts all the same
         return answers
 
     def _read_rest(self) -> list[Answer]:

@@ -18,7 +18,7 @@ from typing import ClassVar, Self
 from hostline.clock import Deadline, monotonic
 from hostline.errors import ClosedError, HostlineError
 from hostline.unix.address import SocketType
-from hostline.unix.oserrors import printable, translate
+from hostline.unix.oserrors import printable, translate, translated
 
 __all__ = ["READABLE", "WRITABLE", "Endpoint", "Wakeup"]
 
@@ -36,10 +36,12 @@ class Wakeup:
     __slots__ = ("_readable", "_writable")
 
     def __init__(self) -> None:
-        if hasattr(os, "eventfd"):
-            self._readable = self._writable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        else:
-            self._readable, self._writable = os.pipe()
+        self._readable = self._writable = -1
+        with translated("make a wakeup", "", ""):
+            if hasattr(os, "eventfd"):
+                self._readable = self._writable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            else:
+                self._readable, self._writable = os.pipe()
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""

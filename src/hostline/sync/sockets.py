@@ -213,9 +213,13 @@ def listen(
         max_fds=max_fds,
         credentials=credentials,
     )
-    if type == "datagram":
-        return Datagrams(bound.sock, bound.address.text, max_fds=max_fds, credentials=credentials, bound=bound)
-    return Listener(bound, allow=allow, max_fds=max_fds)
+    try:
+        if type == "datagram":
+            return Datagrams(bound.sock, bound.address.text, max_fds=max_fds, credentials=credentials, bound=bound)
+        return Listener(bound, allow=allow, max_fds=max_fds)
+    except BaseException:
+        bound.close()
+        raise
 
 
 @overload
@@ -308,9 +312,14 @@ def socketpair(
         SocketError: This process has no free descriptors.
     """
     one, other = sockets.socketpair(type, max_fds=max_fds)
-    if type == "datagram":
-        return Datagrams(one, max_fds=max_fds), Datagrams(other, max_fds=max_fds)
-    return (
-        Connection(one, type, "", read_peer(one), max_fds=max_fds),
-        Connection(other, type, "", read_peer(other), max_fds=max_fds),
-    )
+    try:
+        if type == "datagram":
+            return Datagrams(one, max_fds=max_fds), Datagrams(other, max_fds=max_fds)
+        return (
+            Connection(one, type, "", read_peer(one), max_fds=max_fds),
+            Connection(other, type, "", read_peer(other), max_fds=max_fds),
+        )
+    except BaseException:
+        one.close()
+        other.close()
+        raise
