@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,6 +227,21 @@ def test_an_answer_that_came_before_the_end_counts(stage: Stage, play: Any) -> N
         # A call that crosses the close on the wire could not know whether it was run.
         assert server.conversations[-1].has_left.wait(10)
     assert call_count(server) == 10
+
+
+def test_an_answer_counts_though_a_pong_cannot_leave_any_more(stage: Stage, play: Any) -> None:
+    def answer_with_a_ping(conversation: Conversation) -> None:
+        conversation.greet()
+        frame = conversation.read_call()
+        conversation.sock.shutdown(socket.SHUT_RD)  # whoever sends to us now gets EPIPE
+        conversation.send(encode_frame(Kind.PING) + encode_reply(frame.call_id, "answered"))
+
+    server = play(answer_with_a_ping)
+    line = stage.connect()
+    for _ in range(3):
+        assert line.call("act") == "answered"
+        assert server.conversations[-1].has_left.wait(10)
+    assert call_count(server) == 3
 
 
 def test_a_deadline_is_no_reason_to_repeat(stage: Stage, play: Any) -> None:

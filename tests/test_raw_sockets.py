@@ -26,6 +26,7 @@ from hostline.errors import (
     LocalProtocolError,
     MessageTooLongError,
     PeerGoneError,
+    SocketError,
     SocketTimeoutError,
     TruncatedError,
 )
@@ -373,6 +374,23 @@ def test_leaving_the_block_unlinks_the_socket_file(face: Face, sock_dir: Path) -
             assert not (sock_dir / "s").exists()
 
     face.run(scenario)
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_a_listen_that_finds_no_descriptor_for_its_wakeup_leaves_nothing(
+    kind: str, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd", refuse)
+        with pytest.raises(SocketError, match="no free descriptor"):
+            sync_sockets.listen(sock_dir / "s", kind)
+        with pytest.raises(SocketError, match="no free descriptor"):
+            sync_sockets.socketpair("datagram")
+    assert not (sock_dir / "s").exists()
+    sync_sockets.listen(sock_dir / "s", kind).close()
 
 
 def test_iterating_a_listener_ends_when_it_is_closed(face: Face, kind: str, sock_dir: Path) -> None:

@@ -66,7 +66,7 @@ class Tally:
         return sum(self.counts.values())
 
     def share(self, *outcomes: Outcome) -> float:
-        return sum(self.counts[outcome] for outcome in outcomes) / max(self.total, 1)
+        return sum(self.counts.get(outcome, 0) for outcome in outcomes) / max(self.total, 1)
 
     def __str__(self) -> str:
         shares = ", ".join(f"{self.share(outcome):.1%} {outcome.value}" for outcome in Outcome)
@@ -95,8 +95,8 @@ def fuzz(target: str, make: Make, check: Check, count: int, *, seed: int = SEED)
     """Check `count` inputs and return what became of them.
 
     Raises:
-        BaseException: Whatever `check` raised, with a note that names the seed, the index and the bytes. That includes the
-            test's own time limit, so an input that hangs is named as well.
+        BaseException: Whatever `check` raised, with a note that names the seed, the index and the bytes. That includes
+            the test's own time limit, so an input that hangs is named as well.
     """
     tally = Tally(target)
     counts = tally.counts

@@ -1,7 +1,7 @@
 """What docs/reference/wire.md says of frames and states, written a second time, without buffers and without events.
 
-It sees the whole stream at once and says which frames count and whether a rule is broken. Whether one frame's payload is well formed
-is taken from `wire.codec`, which has fuzz tests of its own.
+It sees the whole stream at once and says which frames count and whether a rule is broken. Whether one frame's payload
+is well formed is taken from `wire.codec`, which has fuzz tests of its own.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ import random
 from typing import Any
 
 import pytest
-
-from hostline.errors import RemoteProtocolError
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
-from hostline.wire.frame import HEADER_SIZE, Frame, FrameDecoder
 from tests.fuzz import mutate
 from tests.fuzz.harness import Case, Outcome, check_memory, check_tally, count_of, fuzz
 from tests.fuzz.model import Reading, read
 from tests.golden import frame_bytes
+
+from hostline.errors import RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.wire.frame import HEADER_SIZE, Frame, FrameDecoder
 
 HELLOS = (frame_bytes("client_hello"), frame_bytes("server_hello"))
 SIZES = (MIN_MAX_FRAME_SIZE, MIN_MAX_FRAME_SIZE, 4096, MAX_HELLO_SIZE, DEFAULT_MAX_FRAME_SIZE)
@@ -33,7 +33,7 @@ def make(rng: random.Random) -> Case:
     if rng.random() < 0.05:  # the bound itself, and one byte more
         size = min(max_frame_size, MAX_HELLO_SIZE) + rng.randrange(2)
         frames.append(mutate.frame(rng.choice((2, 3, 4)), 1, bytes(size)))
-    data = mutate.stream(rng, frames, rng.choice((0, 0, 1, 1, 2, 3)))
+    data = mutate.stream(rng, frames, rng.choice((0, 1, 1, 2, 3, 4)))
     return Case(data, mutate.cuts(rng, len(data)), max_frame_size)
 
 
@@ -83,7 +83,7 @@ def check(case: Case, decoder_class: Any = FrameDecoder) -> Outcome:
 @pytest.mark.slow
 def test_the_decoder_gives_frames_or_a_violation_however_the_stream_is_cut() -> None:
     """Whole, in pieces and byte by byte: the same frames, the same verdict, and never more kept than one frame."""
-    check_tally(fuzz("frames", make, check, count_of("frames")), accepted=0.35, refused=0.25, late=0.15)
+    check_tally(fuzz("frames", make, check, count_of("frames")), accepted=0.35, refused=0.25, late=0.1)
 
 
 def test_the_decoder_allocates_in_proportion_to_what_has_arrived() -> None:

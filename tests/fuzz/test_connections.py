@@ -1,0 +1,367 @@
+"""Both connections against a second reading of the wire format: conversations damaged with a plan, cut anywhere.
+
+A conversation reaches a connection that greets, is open, or is leaving (by its own farewell or by the peer's); the
+step that the connection takes of its own accord is part of the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+from tests.fuzz import mutate
+from tests.fuzz.harness import Case, Outcome, check_memory, check_tally, count_of, fuzz, inputs
+from tests.fuzz.model import Step, Story, read, tell_client, tell_server
+from tests.golden import frame_bytes
+
+from hostline.errors import LocalProtocolError, RemoteProtocolError
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.protocol.admission import Admission, Verdict
+from hostline.protocol.connection import ClientConnection, ServerConnection, State
+from hostline.wire.codec import (
+    ClientHello,
+    ErrorCode,
+    GoawayCode,
+    MethodEntry,
+    ServerHello,
+    decode_farewell,
+    encode_call,
+    encode_failure,
+    encode_farewell,
+    encode_hello,
+    encode_reply,
+)
+from hostline.wire.frame import HEADER_SIZE, Kind, encode_frame
+
+PING, PONG = encode_frame(Kind.PING), encode_frame(Kind.PONG)
+CLIENT_HELLOS = (
+    frame_bytes("client_hello"),
+    encode_hello(ClientHello(program="", features=[], max_frame_size=MIN_MAX_FRAME_SIZE)),
+)
+SERVER_HELLOS = (
+    frame_bytes("server_hello"),
+    encode_hello(ServerHello(service="s", methods=[MethodEntry("m")], features=[], max_frame_size=MIN_MAX_FRAME_SIZE)),
+)
+ARGUMENTS: tuple[tuple[Any, ...], ...] = ((), (1,), ("tea", [1, 2], {"a": None}), (b"x" * 300,))
+DAMAGES = (0, 0, 0, 1, 1, 1, 2, 3)
+
+
+def step_at(rng: random.Random, frames: list[bytes]) -> int:
+    """Return an offset for the connection's own step: mostly between two frames, sometimes within one."""
+    at = sum(len(frame) for frame in frames[: rng.randrange(len(frames) + 1)])
+    return max(at + rng.choice((0, 0, 0, 0, -1, 1, 7)), 0)
+
+
+def call_frame(rng: random.Random, call_id: int) -> bytes:
+    keywords = {"order": 1} if rng.random() < 0.2 else None
+    time_left = 0.5 if rng.random() < 0.3 else None
+    return bytes(encode_call(call_id, rng.choice((0, 1, 0xFFFF_FFFF)), rng.choice(ARGUMENTS), keywords, time_left))
+
+
+# --- the server's side -----------------------------------------------------------------------------------
+
+
+def make_for_server(rng: random.Random) -> Case:
+    """Return what a client says: a hello, calls with ids that mostly count up, cancellations, pings, a farewell."""
+    frames = [rng.choice(CLIENT_HELLOS)]
+    call_id = rng.choice((0, 0, 0, 0xFFFF_FFFD))
+    for _ in range(rng.randrange(9)):
+        choice = rng.random()
+        if choice < 0.55:
+            call_id = call_id + 1 if call_id < 0xFFFF_FFFF else 1
+            frames.append(call_frame(rng, rng.choice((0, 1, 2, 0xFFFF_FFFF)) if rng.random() < 0.04 else call_id))
+        elif choice < 0.75:
+            frames.append(encode_frame(Kind.CANCEL, rng.choice((call_id, 1, 2, 0xFFFF_FFFF)) or 1))
+        else:
+            frames.append(PING if choice < 0.9 else PONG)
+    if rng.random() < 0.2:
+        frames.append(encode_farewell(GoawayCode.SHUTDOWN, "bye"))
+        frames += rng.choice(([], [PING], [encode_frame(Kind.CANCEL, 1)], [call_frame(rng, 9)]))
+    step = Step(step_at(rng, frames), has_answers=rng.random() < 0.5, has_farewell=rng.random() < 0.3)
+    data = mutate.stream(rng, frames, rng.choice(DAMAGES))
+    about = (rng.choice((MIN_MAX_FRAME_SIZE, DEFAULT_MAX_FRAME_SIZE)), step)
+    return Case(data, mutate.cuts(rng, len(data)), about)
+
+
+@dataclasses.dataclass
+class Heard:
+    """What came out of a connection: its events as (kind, call id), what it sent, and why it refused."""
+
+    events: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    sent: bytes = b""
+    reason: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        return self.reason is not None
+
+
+def check_held(side: Any, max_frame_size: int) -> None:
+    """Demand that no more is kept than one frame that is not complete."""
+    assert len(side._decoder._buffer) < HEADER_SIZE + max(MAX_HELLO_SIZE, max_frame_size)
+
+
+def check_closed(side: Any) -> None:
+    """Demand that nothing comes out any more and nothing changes, whatever arrives."""
+    assert side.state is State.CLOSED
+    before = set(side.in_flight)
+    for data in (PING, CLIENT_HELLOS[0], SERVER_HELLOS[0], encode_frame(Kind.CALL, 77, b"\x90")):
+        with contextlib.suppress(RemoteProtocolError):
+            assert side.receive_data(data) == []
+    assert side.state is State.CLOSED
+    assert not side.data_to_send()
+    assert set(side.in_flight) == before
+    with pytest.raises(LocalProtocolError):
+        side.ping()
+
+
+def feed_server(server: ServerConnection, case: Case, story: Story) -> Heard:
+    """Let a server read a case, take its step on the way, and admit its calls as a face does."""
+    max_frame_size, step = case.about
+    heard = Heard()
+    admission = Admission(concurrency=2, queue=2)
+    running: list[int] = []
+    offset = 0
+    for offset, piece in [*case.pieces(step.at if step.at < len(case.data) else None), (len(case.data), b"")]:
+        if offset == min(step.at, len(case.data)) and (piece or step.at >= len(case.data)):
+            for call_id in take_step(server, step):
+                if admission.withdraw(server, call_id) is None and call_id in running:
+                    running.remove(call_id)
+                    admission.finish()
+        try:
+            events = server.receive_data(piece)
+        except RemoteProtocolError as error:
+            heard.reason = str(error)
+            break
+        check_held(server, max_frame_size)
+        for frame in events:
+            heard.events.append((frame.kind, frame.call_id))
+            if frame.kind == Kind.CALL and admission.arrive(server, frame.call_id, frame) is Verdict.RUN:
+                running.append(frame.call_id)
+            elif frame.kind == Kind.CANCEL:
+                admission.withdraw(server, frame.call_id)
+    heard.sent = b"".join(server.data_to_send())
+    admission.withdraw_all(server)
+    for _ in running:
+        admission.finish()
+    assert (admission.running_count, admission.waiting_count, admission.next()) == (0, 0, None)
+    # One pong a look, one answer for each late call, one farewell: never more than in proportion.
+    assert len(heard.sent) <= 2000 + 12 * len(case.data)
+    if heard.is_refused:
+        check_last_words(heard.sent, step)
+        check_closed(server)
+    else:
+        assert server.in_flight == story.in_flight
+        for call_id in tuple(server.in_flight):
+            server.fail(call_id, ErrorCode.UNAVAILABLE, "", "over")
+            server.fail(call_id, ErrorCode.UNAVAILABLE, "", "over")
+        assert not server.in_flight
+        assert len(server.data_to_send()) == len(story.in_flight), "each call is answered once"
+    return heard
+
+
+def take_step(server: ServerConnection, step: Step) -> list[int]:
+    """Answer calls and say farewell, as the step says; return the ids that were answered."""
+    answered = [call_id for call_id in sorted(server.in_flight) if step.has_answers and call_id % 2 == 0]
+    for call_id in answered:
+        server.reply(call_id, encode_reply(call_id, None))
+    if step.has_farewell:
+        server.go_away(GoawayCode.SHUTDOWN, "leaving")
+    return answered
+
+
+def check_last_words(sent: bytes, step: Step) -> None:
+    """Demand that a server that refuses says why, once, unless it has said farewell before."""
+    reading = read(sent, DEFAULT_MAX_FRAME_SIZE)
+    assert not reading.is_violation
+    assert reading.rest == 0
+    farewells = [decode_farewell(frame.payload) for _, frame in reading.frames if frame.kind == Kind.GOAWAY]
+    assert len(farewells) == 1
+    assert farewells[0].reason
+    assert len(sent) >= HEADER_SIZE
+    if not step.has_farewell:
+        assert farewells[0].code in (GoawayCode.PROTOCOL, GoawayCode.VERSION)
+        assert reading.frames[-1][1].kind == Kind.GOAWAY, "the farewell comes last"
+
+
+def compare(story: Story, heard: Heard, is_byte_by_byte: bool) -> None:
+    """Demand the model's verdict and events; what stands in one read with a violation may be missing."""
+    assert heard.is_refused is story.is_violation
+    assert heard.reason != "", "a refusal comes in words"
+    if story.is_violation and not is_byte_by_byte:
+        assert heard.events == story.events[: len(heard.events)]
+    else:
+        assert heard.events == story.events
+
+
+def outcome_of(story: Story) -> Outcome:
+    if not story.is_violation:
+        return Outcome.ACCEPTED
+    return Outcome.REFUSED_LATE if story.taken else Outcome.REFUSED
+
+
+def check_server(case: Case, server_class: Any = ServerConnection) -> Outcome:
+    max_frame_size, step = case.about
+    story = tell_server(case.data, max_frame_size, step)
+    for cuts in {(), case.cuts}:
+        server = server_class(SERVER_HELLOS[0], max_frame_size)
+        part = Case(case.data, cuts, case.about)
+        compare(story, feed_server(server, part, story), bool(cuts) and len(cuts) == len(case.data) - 1)
+    return outcome_of(story)
+
+
+# --- the client's side -----------------------------------------------------------------------------------
+
+
+def answer(rng: random.Random, call_id: int) -> bytes:
+    if rng.random() < 0.3:
+        return encode_failure(call_id, ErrorCode.DECLARED, "OutOfStock", "no tea")
+    return bytes(encode_reply(call_id, rng.choice(ARGUMENTS)))
+
+
+def make_for_client(rng: random.Random) -> Case:
+    """Return what a server says: a hello, answers in any order, pings, farewells that never raise the last id."""
+    calls = rng.randrange(1, 9)
+    cancels = tuple(i for i in range(1, calls + 1) if rng.random() < 0.15)
+    ids = rng.sample(range(1, calls + 1), rng.randrange(calls + 1))
+    body = [answer(rng, call_id) for call_id in ids]
+    for _ in range(rng.randrange(3)):
+        body.insert(rng.randrange(len(body) + 1), rng.choice((PING, PING, PONG)))
+    if rng.random() < 0.3:
+        last_id = rng.choice((calls, calls, 0, 0xFFFF_FFFF))
+        for at in sorted(rng.sample(range(len(body) + 1), min(len(body) + 1, rng.choice((1, 1, 2))))):
+            body.insert(at, encode_farewell(GoawayCode.SHUTDOWN, "bye", last_id))
+            last_id = max(last_id - 1, 0) if rng.random() < 0.5 else last_id
+        if rng.random() < 0.5:
+            rng.shuffle(body)
+    if rng.random() < 0.05:
+        frames = [encode_farewell(GoawayCode.REFUSED, "no")]  # instead of a hello
+    else:
+        frames = [rng.choice(SERVER_HELLOS), *body]
+    at = len(frames[0]) if rng.random() < 0.9 else step_at(rng, frames)
+    about = (rng.choice((MIN_MAX_FRAME_SIZE, DEFAULT_MAX_FRAME_SIZE)), Step(at, calls=calls, cancels=cancels))
+    data = mutate.stream(rng, frames, rng.choice(DAMAGES))
+    return Case(data, mutate.cuts(rng, len(data)), about)
+
+
+def begin_calls(client: ClientConnection, step: Step) -> set[str]:
+    """Begin the step's calls and give some up; return the tickets of the others."""
+    if client.state is not State.OPEN:
+        with pytest.raises(LocalProtocolError):
+            client.call("charge", (), None, None, "t")
+        return set()
+    if not client.methods:
+        return set()
+    for number in range(1, step.calls + 1):
+        call_id, _ = client.call(client.methods[0], (), None, None, f"t{number}")
+        assert call_id == number
+    for call_id in step.cancels:
+        client.cancel(call_id)
+    return {f"t{number}" for number in range(1, step.calls + 1)} - {f"t{number}" for number in step.cancels}
+
+
+def feed_client(client: ClientConnection, case: Case, story: Story) -> Heard:
+    """Let a client read a case and begin its calls on the way; each call is answered or in flight, never both."""
+    max_frame_size, step = case.about
+    heard = Heard()
+    tickets: set[str] = set()
+    answered: list[str] = []
+    client.data_to_send()
+    for offset, piece in [*case.pieces(step.at if step.at < len(case.data) else None), (len(case.data), b"")]:
+        if offset == min(step.at, len(case.data)) and (piece or step.at >= len(case.data)):
+            tickets = begin_calls(client, step)
+        try:
+            answers = client.receive_data(piece)
+        except RemoteProtocolError as error:
+            heard.reason = str(error)
+            break
+        check_held(client, max_frame_size)
+        heard.events += [(frame.kind, frame.call_id) for _, frame in answers]
+        answered += [ticket for ticket, _ in answers]
+    assert sorted([*answered, *client.in_flight.values()]) == sorted(tickets)
+    assert all(client.in_flight[call_id] == f"t{call_id}" for call_id in client.in_flight)
+    heard.sent = b"".join(client.data_to_send())
+    assert heard.sent in (b"", PONG), "one pong a look, whatever comes"
+    if heard.is_refused:
+        check_closed(client)
+    else:
+        assert set(client.in_flight) == story.in_flight
+        if story.is_gone:
+            check_closed(client)
+        if client.farewell is not None:
+            assert not client.is_usable
+            assert all(client.was_not_run(i) is (i > client.farewell.last_call_id) for i in client.in_flight)
+    return heard
+
+
+def check_client(case: Case, client_class: Any = ClientConnection) -> Outcome:
+    max_frame_size, step = case.about
+    story = tell_client(case.data, max_frame_size, step)
+    for cuts in {(), case.cuts}:
+        client = client_class("p", max_frame_size)
+        part = Case(case.data, cuts, case.about)
+        compare(story, feed_client(client, part, story), bool(cuts) and len(cuts) == len(case.data) - 1)
+    return outcome_of(story)
+
+
+# --- the tests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_server_keeps_its_books_whatever_a_client_says() -> None:
+    """Its events and verdict are the model's, a violation closes it with one farewell, no call stays in its books."""
+    tally = fuzz("server", make_for_server, check_server, count_of("server"))
+    check_tally(tally, accepted=0.35, refused=0.3, late=0.15)
+
+
+@pytest.mark.slow
+def test_a_client_keeps_its_books_whatever_a_server_says() -> None:
+    """Its answers and verdict are the model's, and each call is answered once or still in flight, never both."""
+    tally = fuzz("client", make_for_client, check_client, count_of("client"))
+    check_tally(tally, accepted=0.35, refused=0.3, late=0.15)
+
+
+@pytest.mark.parametrize(
+    ("target", "make", "check"), [("server", make_for_server, check_server), ("client", make_for_client, check_client)]
+)
+def test_a_connection_allocates_in_proportion_to_what_has_arrived(target: str, make: Any, check: Any) -> None:
+    """No length, count or number of frames in a small input makes a connection keep much."""
+    assert check_memory(target, make, check, range(300)) == 300
+
+
+# The rules that the damage must reach: a part of the words with which each is refused.
+RULES = {
+    "server": (
+        "is unknown: kinds are", "exceeds max_hello_size", "exceeds max_frame_size", "are not defined for call",
+        "descriptors where none", "cancel frame has a payload", "names method", "must name a call", "whose id is 0",
+        "is in flight already", "after the client's own goaway", "ids start at 1", "the server is opening",
+        "the server is open", "the server is closing", "lacks the magic bytes", "is not spoken here",
+        "hello frame is malformed", "goaway frame is malformed",
+    ),
+    "client": (
+        "is unknown: kinds are", "exceeds max_hello_size", "exceeds max_frame_size", "are not defined for reply",
+        "descriptors where none", "ping frame has a payload", "names method", "must name a call", "whose id is 0",
+        "which is not in flight", "a second goaway raises", "the client is opening", "the client is open",
+        "the client is closing", "the client is closed", "lacks the magic bytes", "server speaks protocol version",
+        "hello frame is malformed", "error frame is malformed", "goaway frame is malformed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", [*RULES])
+def test_the_inputs_reach_the_rules(role: str) -> None:
+    """A few thousand inputs break every rule of the table above, not only those of the first header."""
+    reasons: set[str] = set()
+    is_server = role == "server"
+    for _, case in inputs(role, range(5000), make_for_server if is_server else make_for_client, seed=1):
+        size, step = case.about
+        if is_server:
+            server = ServerConnection(SERVER_HELLOS[0], size)
+            heard = feed_server(server, case, tell_server(case.data, size, step))
+        else:
+            heard = feed_client(ClientConnection("p", size), case, tell_client(case.data, size, step))
+        reasons.add(heard.reason or "")
+    assert [rule for rule in RULES[role] if not any(rule in reason for reason in reasons)] == []
