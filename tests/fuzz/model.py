@@ -120,6 +120,7 @@ def tell_server(data: bytes, max_frame_size: int, step: Step) -> Story:
         for end, frame in reading.frames:
             if end > step.at and not has_stepped:
                 has_stepped, is_leaving = True, step.has_farewell
+                _demand(story.is_open or not is_leaving)  # a farewell before the greeting is the last word
                 if step.has_answers:
                     story.in_flight = {call_id for call_id in story.in_flight if call_id % 2}
             _demand(frame.kind in ((CALL, CANCEL, PING, PONG, GOAWAY) if story.is_open else (HELLO,)))
@@ -141,6 +142,7 @@ def tell_server(data: bytes, max_frame_size: int, step: Step) -> Story:
     except (_Broken, RemoteProtocolError):
         story.is_violation = True
     story.is_violation |= reading.is_violation
+    story.is_violation |= step.has_farewell and not has_stepped and not story.is_open and step.at < len(data)
     if not has_stepped and not story.is_violation and step.has_answers:
         story.in_flight = {call_id for call_id in story.in_flight if call_id % 2}
     return story
@@ -188,7 +190,7 @@ def tell_client(data: bytes, max_frame_size: int, step: Step) -> Story:
             story.taken += 1
     except (_Broken, RemoteProtocolError):
         story.is_violation = True
-    story.is_violation |= reading.is_violation
+    story.is_violation |= reading.is_violation or (story.is_gone and reading.rest > 0)
     if not has_stepped and not story.is_violation:
         begin_calls()
     return story

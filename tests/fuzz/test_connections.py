@@ -6,7 +6,6 @@ step that the connection takes of its own accord is part of the input.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
 from typing import Any
@@ -109,8 +108,11 @@ def check_closed(side: Any) -> None:
     assert side.state is State.CLOSED
     before = set(side.in_flight)
     for data in (PING, CLIENT_HELLOS[0], SERVER_HELLOS[0], encode_frame(Kind.CALL, 77, b"\x90")):
-        with contextlib.suppress(RemoteProtocolError):
-            assert side.receive_data(data) == []
+        with pytest.raises(RemoteProtocolError):
+            side.receive_data(data)
+        with pytest.raises(RemoteProtocolError):
+            side.receive_data(data[:5])
+        assert not side.is_partial
     assert side.state is State.CLOSED
     assert not side.data_to_send()
     assert set(side.in_flight) == before

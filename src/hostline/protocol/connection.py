@@ -63,9 +63,9 @@ class _Connection:
     role: Role
 
     def __init__(self, max_frame_size: int) -> None:
-        self._enter(State.OPENING)
         self._decoder = FrameDecoder(max_frame_size)
         self._max_frame_size = max_frame_size
+        self._enter(State.OPENING)
         self._outgoing: list[bytes | bytearray] = []
         self._has_pong = False
         self._features: frozenset[str] = frozenset()  # what the peer names: nothing else is used towards it
@@ -74,6 +74,11 @@ class _Connection:
     def is_partial(self) -> bool:
         """Whether a frame has begun to arrive and is not complete."""
         return self._decoder.is_partial
+
+    @property
+    def frame_count(self) -> int:
+        """Frames that arrived complete so far, of any kind."""
+        return self._decoder.frame_count
 
     def data_to_send(self) -> list[bytes | bytearray]:
         """Return the frames to send, in order, and forget them."""
@@ -108,13 +113,16 @@ class _Connection:
         Raises:
             RemoteProtocolError: The bytes or their order break the protocol; the state is CLOSED afterwards.
         """
+        decoder = self._decoder
         try:
-            frames = self._decoder.receive_data(data)
+            frames = decoder.receive_data(data)
             for frame in frames:
                 kind = frame[0]
                 following = self._allowed.get(kind)
                 if following is not self.state:
                     self._follow(kind, following)
+            if self.state is State.CLOSED and decoder.is_partial:
+                raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
         except RemoteProtocolError:
             self._enter(State.CLOSED)
             raise
@@ -130,6 +138,8 @@ class _Connection:
         """Take a state, and the row of the table that goes with it."""
         self.state = state
         self._allowed = TRANSITIONS[self.role, state]
+        if state is State.CLOSED:
+            self._decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end
 
 
 class ClientConnection(_Connection):
@@ -358,18 +368,26 @@ class ServerConnection(_Connection):
         if self.finish(call_id):
             self._outgoing.append(frame)
 
-    def fail(self, call_id: int, code: str, name: str, message: str) -> None:
-        """Queue an error for a call; nothing happens if the call was answered."""
-        if self.finish(call_id):
-            self._outgoing.append(encode_failure(call_id, code, name, message, self.max_reply_size))
+    def fail(self, call_id: int, code: str, name: str, message: str) -> int:
+        """Queue an error for a call, and return its bytes; nothing happens if the call was answered."""
+        if not self.finish(call_id):
+            return 0
+        frame = encode_failure(call_id, code, name, message, self.max_reply_size)
+        self._outgoing.append(frame)
+        return len(frame)
 
     def go_away(self, code: str, reason: str) -> None:
-        """Queue a farewell: calls up to now are answered, later ones are not run."""
+        """Queue a farewell: calls up to now are answered, later ones are not run.
+
+        Towards a client that has not introduced itself it is the first and the last word: the connection is closed.
+        """
         if not self._is_leaving:
             self._is_leaving = True
             self._outgoing.append(encode_farewell(code, reason, self._last_call_id))
             if self.state is State.OPEN:
                 self._enter(State.CLOSING)
+            elif self.state is State.OPENING:
+                self._enter(State.CLOSED)
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
         call_id = frame.call_id

@@ -132,9 +132,12 @@ class FrameDecoder:
 
     Args:
         max_frame_size: Largest payload in bytes after the hello.
+
+    Attributes:
+        frame_count: Frames completed so far.
     """
 
-    __slots__ = ("_buffer", "_has_met", "_limit", "_max_frame_size", "_needed")
+    __slots__ = ("_buffer", "_has_met", "_limit", "_max_frame_size", "_needed", "frame_count")
 
     def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
         self._max_frame_size = max_frame_size
@@ -142,6 +145,7 @@ class FrameDecoder:
         self._has_met = False
         self._buffer = bytearray()
         self._needed = HEADER_SIZE
+        self.frame_count = 0
 
     @property
     def is_partial(self) -> bool:
@@ -186,6 +190,7 @@ class FrameDecoder:
             end = start + HEADER_SIZE + length
             if end > size:
                 self._keep(data, start, end - start)
+                self.frame_count += len(frames)
                 return frames
             payload = data[start + HEADER_SIZE : end]
             frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload)))
@@ -194,6 +199,7 @@ class FrameDecoder:
                 self.expect_frames()
         if start < size:
             self._keep(data, start, HEADER_SIZE)
+        self.frame_count += len(frames)
         return frames
 
     def _keep(self, data: bytes, start: int, needed: int) -> None:
