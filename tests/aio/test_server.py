@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import select
@@ -35,6 +36,7 @@ from hostline.errors import (
     AddressNotFoundError,
     MethodDeniedError,
     PeerRefusedError,
+    SocketError,
     UnavailableError,
 )
 from hostline.wire.codec import GoawayCode, decode_farewell
@@ -349,6 +351,47 @@ def hostline_decoder() -> Any:
     from hostline.wire.frame import FrameDecoder
 
     return FrameDecoder()
+
+
+@pytest.mark.timeout(20)
+def test_a_flood_of_connects_to_an_abstract_name_does_not_keep_a_server_from_stopping(loop: str) -> None:
+    """There is no file to unlink, so that others go on coming for as long as they like."""
+    name = f"hostline-test-flood-{os.getpid()}-{loop}"
+    is_over = threading.Event()
+
+    def flood() -> None:
+        while not is_over.is_set():
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.setblocking(False)
+                if sock.connect_ex(f"\0{name}") not in (0, errno.EAGAIN):
+                    time.sleep(0.001)
+
+    threads = [threading.Thread(target=flood) for _ in range(2)]
+    server = ServerThread(small_service(), f"unix:@{name}", loop=loop)
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        with takes_less_than(8):
+            server.stop()
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_server_whose_listening_socket_is_broken_stops_and_says_so(
+    address: str, loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever shares a listening socket may shut it down; a server that stayed would keep its place for nothing."""
+    with ServerThread(small_service(), address, loop=loop) as server:
+        server.do(lambda server: server._bound.sock.shutdown(socket.SHUT_RDWR))
+        with takes_less_than(5), pytest.raises(SocketError, match="shut the listening socket down"):
+            server.on_loop.run(server.server.wait_closed())
+        assert not os.path.exists(address)
+        assert "cannot accept any more" in caplog.text
+        with ServerThread(small_service(), address, loop=loop), hostline.connect(address) as line:
+            assert line.call("echo", 1) == 1
 
 
 def test_idle_connections_hear_the_farewell_and_are_closed(address: str, loop: str) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from tests.leaks import wait_until
 from tests.serving import ServerProcess, loop_factory_named, loop_names
+from tests.tree import TREE
 
 import hostline
 from hostline.aio.server import Server
@@ -279,4 +282,56 @@ def test_an_interrupt_from_the_terminal_ends_the_program_even_inside_a_handler(s
         service.run(sock_dir / "s", on_start=lambda _: caller.start())
     assert time.monotonic() - started < 5
     caller.join()
+    assert not (sock_dir / "s").exists()
+
+
+STUBBORN = """
+import asyncio, os, signal, sys, threading, time
+import hostline
+from tests.serving import loop_factory_named
+
+service = hostline.Service("stubborn")
+
+@service.method
+async def hang() -> None:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+def own_handler(number, frame):
+    pass
+
+def keep_asking(server):
+    def ask():
+        with hostline.connect(sys.argv[1], timeout=30) as line:
+            try:
+                line.call("hang")
+            except hostline.HostlineError:
+                pass
+    threading.Thread(target=ask, daemon=True).start()
+    def insist():
+        time.sleep(0.3)
+        while not ended.wait(0.02):
+            os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=insist).start()
+
+ended = threading.Event()
+signal.signal(signal.SIGTERM, own_handler)
+service.run(sys.argv[1], grace=0.1, on_start=keep_asking, loop_factory=loop_factory_named(sys.argv[2]))
+ended.set()
+assert signal.getsignal(signal.SIGTERM) is own_handler
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("loop", loop_names())
+def test_signals_without_end_do_not_kill_a_server_that_leaves_a_handler_behind(sock_dir: Path, loop: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUBBORN, str(sock_dir / "s"), loop],
+        capture_output=True, text=True, timeout=20, env={**os.environ, "PYTHONPATH": str(TREE)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    assert "destroyed" not in done.stderr
     assert not (sock_dir / "s").exists()

@@ -91,6 +91,33 @@ def farewell_of(frames: list[Frame]) -> Any:
     return decode_farewell(frames[-1].payload)
 
 
+# --- what a handler leaves ---------------------------------------------------------------------------
+
+
+def test_a_handler_that_fails_when_nobody_waits_any_more_is_in_the_log(
+    address: str, loop: str, gate: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = hostline.Service("late")
+
+    @service.method
+    def fail_late() -> None:
+        gate.wait(10)
+        raise ZeroDivisionError("a fault that shows late")
+
+    @service.method
+    async def obey() -> None:
+        await asyncio.sleep(10)
+
+    with ServerThread(service, address, loop=loop) as server, RawClient(address) as client:
+        client.call(1, "fail_late", time_left=0.05)
+        client.call(2, "obey", time_left=0.05)
+        assert {decode_failure(client.read().payload).code for _ in range(2)} == {ErrorCode.DEADLINE}
+        gate.set()
+        server.wait_idle()
+        [record] = [record for record in caplog.records if record.exc_info]
+        assert "late.fail_late failed" in record.getMessage()
+
+
 # --- time limits ---------------------------------------------------------------------------------------
 
 
@@ -124,6 +151,18 @@ def test_a_frame_that_comes_in_drips_is_cut_off_though_bytes_keep_coming(address
                 client.sock.sendall(frame[place % 10 : place % 10 + 1] if place else frame[:1])
                 time.sleep(0.02)
         assert server.connection_count == 0
+
+
+@pytest.mark.usefixtures("short_limits")
+def test_frames_of_any_kind_that_come_in_halves_are_progress(address: str, loop: str) -> None:
+    ping = encode_frame(Kind.PING)
+    with ServerThread(giving_service(), address, loop=loop), RawClient(address) as client:
+        client.sock.sendall(ping[:9])
+        for _ in range(10):
+            time.sleep(0.1)
+            client.sock.sendall(ping[9:] + ping[:9])
+        client.sock.sendall(ping[9:])
+        assert {client.read().kind for _ in range(10)} == {Kind.PONG}
 
 
 @pytest.mark.usefixtures("short_limits")
@@ -284,6 +323,43 @@ def test_no_more_calls_are_taken_from_a_peer_than_it_may_have_open(
             assert journal.count("started") == MAX_CALLS_PER_CONNECTION
         assert wait_until(lambda: server.running_count == 0)
         assert journal.count("cancelled") == MAX_CALLS_PER_CONNECTION
+
+
+def test_answers_of_one_turn_that_are_not_read_stay_below_the_mark(address: str, loop: str) -> None:
+    """A few kilobytes of calls may not make the server hold tens of megabytes of answers."""
+    with ServerThread(giving_service(), address, loop=loop) as server, RawClient(address) as client:
+        client.sock.sendall(b"".join(client.encode(number, "give", 250_000) for number in range(1, 129)))
+
+        def unsent() -> int:
+            sizes: list[int] = server.do(lambda server: [session._outgoing.size for session in server._sessions])
+            return sum(sizes)
+
+        assert wait_until(lambda: unsent() > HIGH_WATER)
+        time.sleep(0.1)
+        assert unsent() <= HIGH_WATER + 2 * 250_100
+        assert sorted(client.read().call_id for _ in range(128)) == list(range(1, 129))
+
+
+def test_a_queue_that_one_peer_fills_has_a_place_for_another(
+    address: str, loop: str, gate: threading.Event, journal: Journal
+) -> None:
+    service = held_service(journal, gate)
+    with (
+        ServerThread(service, address, loop=loop, concurrency=1, queue=4) as server,
+        RawClient(address) as greedy,
+        RawClient(address) as modest,
+    ):
+        for number in range(1, 6):
+            greedy.call(number, "task", str(number))
+        assert wait_until(lambda: server.waiting_count == 4)
+        modest.call(1, "task", "modest")
+        frame = greedy.read()
+        assert (frame.call_id, decode_failure(frame.payload).code) == (5, ErrorCode.OVERLOADED)
+        assert server.waiting_count == 4
+        gate.set()
+        assert modest.read().kind == Kind.REPLY
+        assert sorted(greedy.read().call_id for _ in range(4)) == [1, 2, 3, 4]
+        server.wait_idle()
 
 
 def test_a_peer_that_does_not_read_gets_no_new_handler_started(address: str, loop: str, journal: Journal) -> None:

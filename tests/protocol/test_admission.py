@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -64,6 +65,32 @@ def test_owners_take_turns_however_much_each_has_waiting() -> None:
     admission.arrive("other", 1, "other 1")
     admission.arrive("modest", 2, "modest 2")
     assert drain(admission)[:6] == ["greedy 1", "modest 1", "other 1", "greedy 2", "modest 2", "greedy 3"]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_full_queue_of_one_owner_has_a_place_for_another(is_held: bool) -> None:
+    displaced: list[str] = []
+    admission = Admission(1, 4, displaced.append)
+    for number in range(5):
+        admission.arrive("greedy", number, f"greedy {number}")
+    if is_held:
+        admission.hold("greedy")
+    assert admission.arrive("greedy", 5, "too many") is Verdict.OVERLOADED
+    assert admission.arrive("modest", 1, "modest 1") is Verdict.WAIT
+    assert displaced == ["greedy 4"]
+    assert admission.waiting_count == 4
+    assert admission.arrive("modest", 2, "modest 2") is Verdict.OVERLOADED, "who has a place gets no second one"
+    admission.resume("greedy")
+    assert sorted(drain(admission)) == ["greedy 1", "greedy 2", "greedy 3", "modest 1"]
+
+
+def test_whoever_has_one_place_keeps_it() -> None:
+    displaced: list[str] = []
+    admission = Admission(1, 2, displaced.append)
+    for owner in "abc":
+        admission.arrive(owner, 1, owner)
+    assert admission.arrive("d", 1, "d") is Verdict.OVERLOADED
+    assert not displaced
 
 
 def test_the_same_id_of_two_owners_is_two_calls() -> None:
@@ -152,7 +179,8 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @initialize(concurrency=st.integers(1, 3), queue=st.integers(0, 5))
     def begin(self, concurrency: int, queue: int) -> None:
-        self.admission = Admission(concurrency, queue)
+        self.displaced: list[tuple[str, int]] = []
+        self.admission = Admission(concurrency, queue, self.displaced.append)
         self.waiting: list[tuple[str, int]] = []
         self.held: set[str] = set()
         self.running = 0
@@ -178,8 +206,20 @@ class AgainstAModel(RuleBasedStateMachine):
         elif len(self.waiting) < self.admission.queue:
             assert verdict is Verdict.WAIT
             self.waiting.append(item)
+        elif self.displaced:
+            assert verdict is Verdict.WAIT
+            counts = Counter(entry[0] for entry in self.waiting)
+            loser = self.displaced.pop()
+            assert loser == [entry for entry in self.waiting if entry[0] == loser[0]][-1], "the newest of its owner"
+            assert counts[loser[0]] == max(counts.values()) >= 2
+            assert counts[owner] == 0
+            self.waiting.remove(loser)
+            self.waiting.append(item)
         else:
             assert verdict is Verdict.OVERLOADED
+            counts = Counter(entry[0] for entry in self.waiting)
+            assert counts[owner] or max(counts.values(), default=0) < 2
+        assert not self.displaced
 
     @precondition(lambda self: self.running)
     @rule()

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from hostline.aio.waiting import reads_per_event
 from hostline.clock import Deadline
 from hostline.errors import RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
@@ -48,6 +49,7 @@ class Caller:
         self._outgoing = Outgoing()
         self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
         self._room: asyncio.Event | None = None
+        self._reads = reads_per_event(self._loop)
         self._is_writing = False
         self._is_turn_open = False
         self._is_closed = False
@@ -128,20 +130,29 @@ class Caller:
     # --- reading and writing -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
+        for _ in range(self._reads):
+            if not self._read() or self._reads == 1:
+                return
+        self._loop.call_soon(self._on_readable)
+
+    def _read(self) -> bool:
+        """Read once and do what it says; whether there may be more to read now."""
+        if self._is_closed:
+            return False
         try:
             data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.close("the server closed the connection")
-            return
+            return False
         try:
             answers = self.protocol.receive_data(data)
         except RemoteProtocolError as error:
             self.close(str(error), error)
-            return
+            return False
         for ticket, frame in answers:
             if not ticket.done():
                 ticket.set_result(frame)
@@ -150,6 +161,7 @@ class Caller:
         self._send_outgoing()
         if self.protocol.farewell is not None:
             self._drain()
+        return True
 
     def _look_for_greeting(self) -> None:
         if self.protocol.farewell is not None:
@@ -181,6 +193,9 @@ class Caller:
             self._write()
 
     def _send_outgoing(self) -> None:
+        """Send what the protocol answers by itself; not while the server reads nothing, or its pings would fill us."""
+        if self._is_writing:
+            return
         for data in self.protocol.data_to_send():
             self._queue(data)
 
@@ -198,7 +213,9 @@ class Caller:
             outgoing.clear()
             self._stop_writing()
         else:
-            self._stop_writing()
+            if self._is_writing:
+                self._stop_writing()
+                self._send_outgoing()
         if self._room is not None and outgoing.size <= LOW_WATER:
             self._room.set()
             self._room = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -18,11 +19,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hostline.aio.session import RunningCall, Session
+from hostline.aio.waiting import has_hung_up
 from hostline.aio.workers import Workers
 from hostline.clock import monotonic
-from hostline.errors import LocalProtocolError
+from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import (
     ACCEPT_BATCH,
+    DEFAULT_BACKLOG,
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
     DEFAULT_MAX_FRAME_SIZE,
@@ -38,6 +41,7 @@ from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, 
 from hostline.rpc.service import Method, ServiceBase
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
+from hostline.unix.oserrors import translate
 from hostline.unix.sockets import Accepted, accept_peer
 from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
 
@@ -85,7 +89,7 @@ class Server:
         self.settings = settings or ServerSettings()
         self.service = service
         self.max_frame_size = check_frame_size(self.settings.max_frame_size)
-        self.admission = Admission(self.settings.concurrency, self.settings.queue)
+        self.admission = Admission(self.settings.concurrency, self.settings.queue, _displace)
         self.workers = Workers(f"hostline-{service.name}", self.settings.threads)
         self.methods: list[Method] = [*service.methods.values(), *self._own_methods()]
         self.hello = encode_hello(
@@ -112,6 +116,8 @@ class Server:
         self._is_listening = False
         self._is_stopping = False
         self._rest_timer: asyncio.TimerHandle | None = None
+        self._failure: SocketError | None = None
+        self._failing: asyncio.Task[None] | None = None
         self._idle: asyncio.Event = asyncio.Event()
         self._closed: asyncio.Event = asyncio.Event()
 
@@ -140,8 +146,14 @@ class Server:
         logger.info("serving %s on %s", self.service.name, self.address)
 
     async def wait_closed(self) -> None:
-        """Wait until the server has stopped."""
+        """Wait until the server has stopped.
+
+        Raises:
+            SocketError: It stopped because the listening socket was of no use any more.
+        """
         await self._closed.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def shutdown(self, grace: float | None = None) -> None:
         """Stop: nobody new, a farewell to everybody, `grace` seconds for what runs, then the end. Safe to repeat.
@@ -186,9 +198,12 @@ class Server:
     # --- accepting -------------------------------------------------------------------------------------
 
     def _on_acceptable(self) -> None:
-        for _ in range(ACCEPT_BATCH):
+        for number in range(ACCEPT_BATCH):
             try:
                 accepted = self._accept()
+                if accepted is None and number == 0 and has_hung_up(self._bound.sock.fileno()):
+                    # Without blocking, accept does not tell; the loop would call us again without end.
+                    raise OSError(errno.EINVAL, "somebody shut the listening socket down")
             except OSError as error:
                 self._rest(error)
                 return
@@ -206,11 +221,12 @@ class Server:
         if decision.log:
             logger.warning("%s: %s", self.service.name, decision.log)
         if decision.is_fatal:
-            logger.error("%s cannot accept on %s any more: %s", self.service.name, self.address, error)
-        elif not self._accepting.is_resting:
-            return
-        self.loop.remove_reader(self._bound.sock.fileno())
-        if not decision.is_fatal:
+            # Nobody new can come, and nobody could take our place while we hold it: stop, so that somebody does.
+            self._failure = translate(error, "accept", "stream", self.address)
+            logger.error("%s stops, for it cannot accept any more: %s", self.service.name, self._failure)
+            self._failing = self.loop.create_task(self.shutdown())
+        elif self._accepting.is_resting:
+            self.loop.remove_reader(self._bound.sock.fileno())
             self._rest_timer = self.loop.call_at(self._accepting.rest_until, self._accept_again)
 
     def _accept_again(self) -> None:
@@ -264,7 +280,11 @@ class Server:
         if not self._is_listening or self._bound.is_inherited:
             return  # a lent socket lives on in whoever lent it: its backlog is for the next server
         with contextlib.suppress(OSError):
-            while (accepted := self._accept()) is not None:
+            # No more than the backlog can hold: an abstract name has no file to unlink, so that others go on coming.
+            for _ in range(DEFAULT_BACKLOG):
+                accepted = self._accept()
+                if accepted is None:
+                    break
                 self._welcome(accepted)
         self._bound.close()  # and lets go of the lock: a successor may start while the last calls end
 
@@ -365,6 +385,10 @@ class Server:
             calls=counts,
             methods=dict(self._by_method),
         )
+
+
+def _displace(call: RunningCall) -> None:
+    call.session.displace(call)
 
 
 _live: weakref.WeakSet[Server] = weakref.WeakSet()

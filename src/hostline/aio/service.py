@@ -165,36 +165,39 @@ class Service(ServiceBase):
         )  # fmt: skip
         loop = (loop_factory or asyncio.new_event_loop)()
         try:
-            loop.run_until_complete(_run(serving, on_start))
+            # The signals first: a server that can be seen can also be told to stop. And last: what is left is ended.
+            with _StopSignals(loop) as signals:
+                try:
+                    loop.run_until_complete(_run(serving, on_start, signals))
+                finally:
+                    _end_tasks(loop)
         finally:
-            _close(loop)
+            loop.close()
 
 
-async def _run(serving: Serving, on_start: Callable[[Server], None] | None) -> None:
-    # The signals first: a server that can be seen can also be told to stop.
-    with _StopSignals() as signals:
-        async with serving as server:
-            signals.server = server
-            if on_start is not None:
-                on_start(server)
-            await server.wait_closed()
+async def _run(serving: Serving, on_start: Callable[[Server], None] | None, signals: _StopSignals) -> None:
+    async with serving as server:
+        signals.server = server
+        if on_start is not None:
+            on_start(server)
+        await server.wait_closed()
 
 
-def _close(loop: asyncio.AbstractEventLoop) -> None:
-    """End what is left on the loop and close it.
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """End what is left on the loop.
 
     Not `asyncio.Runner`: it waits without end for a task that swallows its cancellation, so that one such handler
     would keep a stopped service from leaving after its grace time.
     """
-    try:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        _, stubborn = loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        for task in stubborn:
+            # The server has logged that it leaves these behind; asyncio need not say it once more, as an error.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
@@ -202,25 +205,28 @@ class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Set before the loop turns for the first time, and so before any signal is heard.
         self.server: Server | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._before: dict[int, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
         if self._is_main:  # elsewhere Python delivers no signals: the program around decides when to stop
             for number in self._SIGNALS:
+                self._before[number] = signal.getsignal(number)
                 self._loop.add_signal_handler(number, self._stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_main:
-            for number in self._SIGNALS:
-                self._loop.remove_signal_handler(number)
+        for number, handler in self._before.items():
+            self._loop.remove_signal_handler(number)
+            if handler is not None:  # None: not set from Python, and cannot be set again from here
+                signal.signal(number, handler)
 
     def _stop(self) -> None:
         if self.server is not None:

@@ -11,13 +11,14 @@ what is read and what is run.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from hostline.aio.waiting import has_hung_up, reads_per_event
 from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
+    CallCancelledError,
     CallError,
     DeadlineExceededError,
     InvalidArgumentError,
@@ -52,6 +53,9 @@ __all__ = ["RunningCall", "Session"]
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _CALL: Final = int(Kind.CALL)
+
+# How a handler ends that was told to: no failure of its own.
+_ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
@@ -121,10 +125,13 @@ class Session:
         "_loop",
         "_outgoing",
         "_protocol",
+        "_reads",
         "_server",
         "_slow_timer",
         "_sock",
         "_turn",
+        "_unflushed",
+        "_watched",
         "peer",
     )
 
@@ -144,6 +151,9 @@ class Session:
         self._is_held = False
         self._is_paused = False
         self._is_writing = False
+        self._reads = reads_per_event(self._loop)
+        self._unflushed = 0  # bytes of answers that the protocol holds
+        self._watched = 0  # frames that were complete when the frame timer began
         self._frame_timer: asyncio.TimerHandle | None = None
         self._slow_timer: asyncio.TimerHandle | None = None
         self._check_timer: asyncio.TimerHandle | None = None
@@ -161,38 +171,49 @@ class Session:
     # --- reading -------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
+        for _ in range(self._reads):
+            if not self._read() or self._reads == 1:
+                return
+        self._loop.call_soon(self._on_readable)
+
+    def _read(self) -> bool:
+        """Read once and do what it says; whether there may be more to read now."""
+        if self._is_paused or self._is_closed:
+            return False
         try:
             data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self.close()
-            return
+            return False
         if not data:
             self.close()
-            return
+            return False
         try:
             frames = self._protocol.receive_data(data)
         except RemoteProtocolError as error:
             self._violate(error)
-            return
+            return False
         if self._handshake_timer is not None and self._protocol.client is not None:
             self._handshake_timer.cancel()
             self._handshake_timer = None
         if self._frame_timer is not None or self._protocol.is_partial:
-            self._watch_frame(bool(frames))
+            self._watch_frame()
         if frames:
             self._take(frames)
         self.flush()
+        return True
 
-    def _watch_frame(self, has_progress: bool) -> None:
-        """Keep a timer while a frame has begun and is not complete."""
+    def _watch_frame(self) -> None:
+        """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
         timer = self._frame_timer
         is_partial = self._protocol.is_partial
-        if timer is not None and (has_progress or not is_partial):
+        if timer is not None and (self._protocol.frame_count != self._watched or not is_partial):
             timer.cancel()
             self._frame_timer = timer = None
         if is_partial and timer is None:
+            self._watched = self._protocol.frame_count
             text = f"a frame was not complete within {FRAME_TIMEOUT} seconds"
             self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self._time_out, text)
 
@@ -202,7 +223,7 @@ class Session:
         After `FRAMES_PER_TURN` the others get their turn first.
         """
         for index, frame in enumerate(frames):
-            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > HIGH_WATER:
+            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size + self._unflushed > HIGH_WATER:
                 self._kept = frames[index:]
                 self._pause()
                 return
@@ -246,13 +267,11 @@ class Session:
         self._flush_soon()
         if not self._is_paused and not self._is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
-            self._watch_frame(has_progress=True)
+            self._watch_frame()  # with a new timer, for the pause ended the old one
 
     def _check_paused(self) -> None:
         """See whether a peer that is not being read has gone; if so its calls are cancelled."""
-        poller = select.poll()
-        poller.register(self._fd, 0)  # POLLHUP is reported without being asked for
-        if poller.poll(0):
+        if has_hung_up(self._fd):
             self.close()
         else:
             self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
@@ -370,6 +389,9 @@ class Session:
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         if call.is_ended:
+            if failure is not None and not isinstance(failure, _ENDED):
+                # Nobody waits for the answer any more; the log is where a service that always fails late is seen.
+                describe_failure(self._server.service.name, call.method, failure, self.peer, call.call_id)
             return
         self._end(call)
         if isinstance(failure, DeadlineExceededError) and call.deadline.has_passed():
@@ -388,8 +410,13 @@ class Session:
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
-        if len(reply) > LOW_WATER:
-            self.flush()  # so that the unsent size is known before the next event is taken
+        self._note_queued(len(reply))
+
+    def _note_queued(self, size: int) -> None:
+        """Send what is queued once it is much, so that what stays unsent is known before the next call is taken."""
+        self._unflushed += size
+        if self._unflushed > LOW_WATER:
+            self.flush()
 
     def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -401,8 +428,14 @@ class Session:
     def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
         """Answer a call with an error."""
         self._server.count_failure()
-        self._protocol.fail(call_id, code, name, message)
+        self._note_queued(self._protocol.fail(call_id, code, name, message))
         self._flush_soon()
+
+    def displace(self, call: RunningCall) -> None:
+        """Answer a waiting call whose place was given to another peer."""
+        self._server.counts.overloaded += 1
+        self._end(call)
+        self.fail(call.call_id, ErrorCode.OVERLOADED, self._server.overload_text)
 
     def _expire(self, call: RunningCall) -> None:
         """The caller's deadline has passed: free it now, and tell the handler."""
@@ -450,6 +483,7 @@ class Session:
         if self._is_closed:
             return
         buffers = self._protocol.data_to_send()
+        self._unflushed = 0
         if len(buffers) == 1 and not self._outgoing.size:
             buffers = self._send_at_once(buffers[0])
         for buffer in buffers:

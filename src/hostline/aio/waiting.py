@@ -8,16 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket
+from asyncio import selector_events
 from types import TracebackType
 from typing import ClassVar, Self
 
 from hostline.clock import Deadline
 from hostline.errors import ClosedError, HostlineError, LocalProtocolError
+from hostline.limits import READS_PER_TURN
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import printable, translate
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "has_hung_up", "reads_per_event"]
+
+
+def has_hung_up(fd: int) -> bool:
+    """Say whether the other side has closed, or for a listening socket whether somebody shut it down.
+
+    Args:
+        fd: A socket's descriptor, also one that nobody reads now.
+    """
+    poller = select.poll()
+    poller.register(fd, 0)  # POLLHUP is reported without being asked for
+    return bool(poller.poll(0))
+
+
+def reads_per_event(loop: asyncio.AbstractEventLoop) -> int:
+    """Return how often a lasting reader has to read when the loop calls it; below the number only if nothing is left.
+
+    Once is enough where the loop calls again while there is something to read, as asyncio's own does. libuv stops
+    watching a descriptor for good when poll(2) reports POLLERR, which a Unix socket does when its peer closes with
+    data unread: whoever reads the last bytes then and waits for the end would wait for ever.
+
+    Args:
+        loop: The event loop.
+    """
+    return 1 if isinstance(loop, selector_events.BaseSelectorEventLoop) else READS_PER_TURN
 
 
 class Endpoint:

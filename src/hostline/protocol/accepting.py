@@ -1,8 +1,9 @@
 """Decide what an accept loop does when `accept` fails. Takes the errno and the time, does no I/O.
 
 A process without a free descriptor cannot accept, and its listening socket stays readable: a loop that only tries
-again spins and logs without end. This one rests, says so once a second, and goes on early when a descriptor came
-back. The connections that wait meanwhile stay in the kernel's backlog; those that are open are not touched.
+again spins and logs without end. This one rests, has a line for the log once a second, and goes on early when a
+descriptor came back. The connections that wait meanwhile stay in the kernel's backlog; those that are open are not
+touched.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ __all__ = ["AcceptDecision", "Accepting"]
 
 # The process or the host lacks something that comes back by itself. accept(2) names these four.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# The listening socket itself is of no use any more, for instance because somebody who shares it shut it down.
+_FATAL = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
 # One connection failed and the listening socket is fine. accept(2) wants these to be treated like EAGAIN.
 _PASSING = frozenset({errno.EINTR, errno.ECONNABORTED, errno.EPROTO, errno.EAGAIN})
@@ -74,8 +78,9 @@ class Accepting:
         """
         if number in _PASSING:
             return AcceptDecision(now)
-        if number not in _EXHAUSTED:
+        if number is None or number in _FATAL:
             return AcceptDecision(now, is_fatal=True)
+        # What is left is a shortage, or a refusal that we do not know, as of a security module: it may end too.
         self._failures += 1
         self.rest_until = now + self._rest
         return AcceptDecision(self.rest_until, self._log_line(number, now))
@@ -102,7 +107,8 @@ class Accepting:
         failures, self._failures = self._failures, 0
         name = errno.errorcode.get(number or 0, str(number))
         times = f", {failures} times since the last such line" if failures > 1 else ""
+        until = "until descriptors come back" if number in _EXHAUSTED else "meanwhile"
         return (
             f"accept on {printable(self.address)}: {os.strerror(number or 0).lower()} ({name}){times}; "
-            f"new connections wait in the backlog until descriptors come back"
+            f"new connections wait in the backlog {until}"
         )

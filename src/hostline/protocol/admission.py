@@ -3,13 +3,15 @@
 At most `concurrency` calls run; behind them at most `queue` wait; the next is refused at once, for a queue without
 a bound turns overload into timeouts for everybody. Waiting calls are taken from the connections in turn, one
 each, so that a connection with a thousand calls waiting delays another's single call by one place, not a thousand.
+Nor can it fill the queue for everybody: when there is no place left, one who has nothing waiting takes the place of
+the newest call of whoever has most.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 __all__ = ["Admission", "Verdict"]
@@ -29,12 +31,13 @@ class Admission:
     Args:
         concurrency: Calls that run at once, at least 1.
         queue: Calls that may wait, 0 or more.
+        on_displaced: Called with a waiting call that lost its place to another; it is out of the books.
 
     Raises:
         ValueError: A bound is out of range.
     """
 
-    def __init__(self, concurrency: int, queue: int) -> None:
+    def __init__(self, concurrency: int, queue: int, on_displaced: Callable[[Any], None] = lambda _: None) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency of {concurrency} must be at least 1")
         if queue < 0:
@@ -43,6 +46,7 @@ class Admission:
         self.queue = queue
         self.running_count = 0
         self.waiting_count = 0
+        self._on_displaced = on_displaced
         self._waiting: OrderedDict[Hashable, OrderedDict[int, Any]] = OrderedDict()
         self._held: dict[Hashable, OrderedDict[int, Any]] = {}
 
@@ -52,12 +56,25 @@ class Admission:
         if held is None and self.running_count < self.concurrency and not self._waiting:
             self.running_count += 1
             return Verdict.RUN
-        if self.waiting_count >= self.queue:
+        if self.waiting_count >= self.queue and not self._make_room(owner):
             return Verdict.OVERLOADED
         calls = self._waiting.setdefault(owner, OrderedDict()) if held is None else held
         calls[call_id] = item
         self.waiting_count += 1
         return Verdict.WAIT
+
+    def _make_room(self, owner: Hashable) -> bool:
+        """Take a place from whoever has most, for an owner who has none; False if all have one or none."""
+        if owner in self._waiting or self._held.get(owner):
+            return False  # also keeps the search below from being paid for by every call of a flood
+        owners = (calls for waiting in (self._waiting, self._held) for calls in waiting.values())
+        most = max(owners, key=len, default=OrderedDict())
+        if len(most) < 2:
+            return False
+        _, displaced = most.popitem(last=True)
+        self.waiting_count -= 1
+        self._on_displaced(displaced)
+        return True
 
     def finish(self) -> None:
         """Give a slot back; `next` says what runs in it."""
