@@ -376,6 +376,18 @@ def test_leaving_the_block_unlinks_the_socket_file(face: Face, sock_dir: Path) -
     face.run(scenario)
 
 
+def test_accepting_ends_when_somebody_shuts_the_listening_socket_down(face: Face, kind: str, sock_dir: Path) -> None:
+    """Poll goes on calling it readable, and an accept that does not wait says only that there is nobody."""
+
+    async def scenario(face: Face) -> None:
+        async with face.listen(sock_dir / "s", kind) as listener:
+            listener.socket.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(SocketError, match="shut the listening socket down|invalid argument"):
+                await listener.accept(timeout=5)
+
+    face.run(scenario)
+
+
 @pytest.mark.parametrize("kind", ["stream", "datagram"])
 def test_a_listen_that_finds_no_descriptor_for_its_wakeup_leaves_nothing(
     kind: str, sock_dir: Path, monkeypatch: pytest.MonkeyPatch

@@ -216,6 +216,38 @@ def test_an_inherited_socket_is_given_out_once(sock_dir: Path, written: str) -> 
         assert "already used by another listener" in activated([sock.fileno()], work, "web")
 
 
+@pytest.mark.parametrize("names", ["web", None])
+def test_a_number_is_given_out_again_only_when_its_owner_is_closed(sock_dir: Path, names: str | None) -> None:
+    def work() -> Any:
+        number = 3
+        if names is None:
+            number = fcntl.fcntl(3, fcntl.F_DUPFD_CLOEXEC, 40)  # one that LISTEN_FDS does not count
+        first = listening_socket(InheritedAddress(number))
+        with pytest.raises(AddressError, match="already used by another listener here"):
+            listening_socket(InheritedAddress(number))
+        os.fstat(number)
+        with outside(sock_dir / "later", "stream") as later:
+            first.close()
+            os.dup2(later.fileno(), number, inheritable=False)
+        if names:
+            with pytest.raises(AddressError, match="or was until it closed"):
+                listening_socket(InheritedAddress(name=names))  # the number is another socket's by now
+        second = listening_socket(InheritedAddress(number))
+        first.close()
+        os.fstat(number)
+        second.close()
+        return True
+
+    with outside(sock_dir / "s", "stream") as sock:
+        assert activated([sock.fileno()], work, names)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31, 99999999999999999999])
+def test_a_number_that_cannot_be_a_descriptor_is_refused(number: int) -> None:
+    with pytest.raises(AddressError, match="must be from 0 to 2147483647"):
+        listening_socket(InheritedAddress(number))
+
+
 @pytest.mark.parametrize("option", ["mode", "owner", "group"])
 def test_an_inherited_socket_has_no_mode_or_owner_to_set(option: str) -> None:
     with pytest.raises(AddressError, match=f"{option} cannot be set on an inherited socket"):

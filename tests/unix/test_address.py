@@ -296,3 +296,10 @@ def test_the_directory_is_closed_when_the_block_fails(sock_dir: Path) -> None:
     with pytest.raises(ZeroDivisionError), reachable(path):
         raise ZeroDivisionError
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("number", ["2147483648", "99999999999999999999", "9" * 5000])
+def test_a_number_too_large_for_a_descriptor_is_no_address(number: str) -> None:
+    with pytest.raises(AddressError, match="takes the number of an open descriptor"):
+        parse_address(f"fd:{number}")
+    assert parse_address("fd:2147483647") == InheritedAddress(fd=0x7FFFFFFF)

@@ -86,6 +86,19 @@ def test_more_pieces_than_one_call_takes_are_no_error(pair: Pair, kind: str) -> 
     assert recv_message(pair[1], 5000, socket_type=kind).data == b"x" * sent
 
 
+def test_descriptors_behind_more_empty_pieces_than_one_call_takes_are_not_dropped(pair: Pair, kind: str) -> None:
+    with open(os.devnull, "rb") as null:
+        pieces = [b""] * 1024 + [b"x"]
+        if kind == "stream":
+            with pytest.raises(ValueError, match="at least one byte"):
+                send_message(pair[0], pieces, [null], socket_type=kind)
+        else:
+            assert send_message(pair[0], pieces, [null], socket_type=kind) == 1
+            received = recv_message(pair[1], 100, 1, socket_type=kind)
+            assert len(received.fds) == 1
+            received.fds[0].close()
+
+
 def test_nothing_there_is_a_blocking_error_that_comes_through(pair: Pair, kind: str) -> None:
     with pytest.raises(BlockingIOError):
         recv_message(pair[1], 100, socket_type=kind)

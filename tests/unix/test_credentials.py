@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from tests.second_user import NOBODY, Fork
 
-from hostline.unix.credentials import Peer, Peers, default_rule, peer_pid, read_peer, unpack_credentials
+from hostline.unix.credentials import Peer, Peers, default_rule, read_peer, unpack_credentials
 
 
 @pytest.fixture
@@ -32,7 +33,6 @@ def test_read_peer_gives_the_numbers_of_the_other_side(pair: tuple[socket.socket
     peer = read_peer(pair[0])
     assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
     assert sorted(peer.groups) == sorted(os.getgroups())
-    assert peer_pid(pair[0]) == os.getpid()
     peer.close()
 
 
@@ -43,11 +43,6 @@ def test_peer_reads_well_and_compares_by_value(pair: tuple[socket.socket, socket
     assert peer != Peer(peer.pid, peer.uid + 1, peer.gid, peer.groups)
     assert peer != "uid 0"
     assert repr(Peer(1, 2, 3, (4,))) == "Peer(pid=1, uid=2, gid=3, groups=(4,))"
-
-
-def test_a_socket_without_a_peer_gives_no_pid() -> None:
-    with socket.socket(socket.AF_INET) as sock:
-        assert peer_pid(sock) == 0
 
 
 @pytest.mark.root
@@ -117,6 +112,55 @@ def test_pidfd_is_taken_once_is_close_on_exec_and_closes_with_the_peer(
         os.fstat(fd)
     assert peer.pidfd is None
     peer.close()
+
+
+class Interrupted:
+    """A socket whose answer about the pidfd is a fresh descriptor, and comes after `meanwhile`."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.meanwhile = meanwhile
+        self.answers: list[int] = []
+
+    def getsockopt(self, *_: object) -> int:
+        self.answers.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        self.meanwhile()
+        return self.answers[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
+def test_a_close_by_another_thread_while_the_pidfd_is_taken_leaves_none_open() -> None:
+    closer = threading.Thread(target=lambda: peer.close())
+
+    def meanwhile() -> None:
+        closer.start()
+        closer.join(0.3)  # it has to wait until the pidfd is in its place
+
+    sock: Any = Interrupted(meanwhile)
+    peer = Peer(1, 2, 3, (), sock)
+    _ = peer.pidfd
+    closer.join()
+    assert peer.pidfd is None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(sock.answers[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pidfds are Linux's")
+def test_two_threads_that_ask_for_the_pidfd_first_get_the_same_one() -> None:
+    got: list[int | None] = []
+    other = threading.Thread(target=lambda: got.append(peer.pidfd))
+
+    def meanwhile() -> None:
+        if other.ident is None:
+            other.start()
+            other.join(0.3)
+
+    sock: Any = Interrupted(meanwhile)
+    peer = Peer(1, 2, 3, (), sock)
+    got.append(peer.pidfd)
+    other.join()
+    peer.close()
+    assert got[0] == got[1]
+    assert len(sock.answers) == 1
 
 
 def test_pidfd_tells_when_the_process_ends(sock_dir: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hostline.errors import DescriptorError
+from hostline.unix import descriptors
 from hostline.unix.descriptors import Fd, close_all, kind_of
 
 
@@ -96,6 +100,52 @@ def test_open_of_a_directory_fails_and_keeps_the_descriptor(tmp_path: Path) -> N
         assert not fd.is_closed
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "kind"),
+    [
+        ("r+b", {}, DescriptorError),
+        ("wb", {}, DescriptorError),
+        ("r", {"encoding": "bogus"}, LookupError),
+        ("r", {"buffering": 0}, ValueError),
+        ("rb", {"encoding": "utf-8"}, ValueError),
+        ("bogus", {}, ValueError),
+    ],
+)
+def test_an_open_that_fails_at_any_layer_keeps_the_descriptor_and_closes_nothing_else(
+    mode: str, options: dict[str, Any], kind: type[Exception], tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    before = len(os.listdir("/dev/fd"))
+    readable = os.open(tmp_path, os.O_RDONLY) if mode == "wb" else reader  # a directory; a pipe opens for anything
+    with Fd(readable) as fd:
+        with pytest.raises(kind):
+            fd.open(mode, **options)
+        assert fd.fileno() == readable
+        assert is_open(readable)
+        assert len(os.listdir("/dev/fd")) == before + (readable != reader)
+    assert not is_open(readable)
+    if readable != reader:
+        os.close(reader)
+
+
+def test_an_open_that_asks_for_more_than_the_descriptor_can_has_an_errno_and_a_reason() -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    with Fd(reader) as fd, pytest.raises(DescriptorError, match="not seekable") as caught:
+        fd.open("r+b")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_an_opened_file_is_close_on_exec_has_a_name_and_is_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with Fd(os.open(path, os.O_RDWR)) as fd, fd.open("wb") as file:
+        assert path.read_bytes() == b"before"
+        assert not os.get_inheritable(file.fileno())
+        assert file.name == f"<fd {file.fileno()}>"
+
+
 def test_a_closed_one_can_neither_be_duplicated_nor_opened_nor_detached() -> None:
     fd = Fd(null())
     fd.close()
@@ -173,6 +223,38 @@ def test_kind_of_a_number_that_is_not_open_is_an_error() -> None:
     os.close(number)
     with pytest.raises(DescriptorError, match="not open"):
         kind_of(number)
+
+
+@pytest.fixture
+def memfd_device_forgotten() -> Iterator[None]:
+    descriptors._memfd_device.cache_clear()
+    yield
+    descriptors._memfd_device.cache_clear()
+
+
+@pytest.mark.usefixtures("memfd_device_forgotten")
+def test_a_full_table_is_no_reason_to_call_a_memfd_regular_then_or_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Fd(os.memfd_create("test", os.MFD_CLOEXEC)) as memfd:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "memfd_create", full)
+            with pytest.raises(DescriptorError, match="cannot be told") as caught:
+                _ = memfd.kind
+            assert caught.value.errno == errno.EMFILE
+            assert "unknown kind" in repr(memfd)
+        assert memfd.kind == "memfd"
+
+
+@pytest.mark.usefixtures("memfd_device_forgotten")
+def test_where_the_kernel_has_no_memfds_a_file_is_regular(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", missing)
+    with Fd(os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)) as fd:
+        assert fd.kind == "regular"
 
 
 def test_nothing_is_left_at_interpreter_exit() -> None:

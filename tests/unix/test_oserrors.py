@@ -114,6 +114,14 @@ def test_connecting_to_a_socket_file_with_nobody_behind_it_says_so(sock_dir: Pat
             client.connect(path)
 
 
+def test_a_loop_of_links_is_called_that_where_links_are_followed(sock_dir: Path) -> None:
+    path = sock_dir / "loop"
+    path.symlink_to(path)
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(SocketError, match="too many symbolic links"):
+        with translated("connect", "stream", str(path)):
+            client.connect(str(path))
+
+
 def test_what_others_wrote_is_escaped() -> None:
     assert printable("a\x1b[2J\r\n\x9b\u202e\udcff\U000e0001b") == ("a\\x1b[2J\\x0d\\x0a\\x9b\\u202e\\xff\\U000e0001b")
     assert printable(b"caf\xc3\xa9 \xff") == "café \\xff"

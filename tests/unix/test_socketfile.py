@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from hostline.errors import (
     SocketError,
     UnsafeDirectoryError,
 )
-from hostline.unix import socketfile
-from hostline.unix.socketfile import SocketFile, bind_by_rename
+from hostline.unix import holders, socketfile
+from hostline.unix.binding import bind_by_rename
+from hostline.unix.socketfile import SocketFile
 
 KINDS = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
 NOBODY = 65534
@@ -43,7 +45,7 @@ class Server:
             self.file.bind(self.sock, **options)
             if socket_type != "datagram":
                 self.sock.listen()
-            self.file.widen()
+            self.status = self.file.widen()
         except BaseException:
             self.file.release()
             raise
@@ -108,8 +110,7 @@ def test_a_claimed_path_serves_until_release_and_only_the_lock_file_remains(sock
     path = sock_dir / "s"
     with Server(path, socket_type) as server:
         assert serves(path, socket_type, server.sock)
-        assert server.file.status is not None
-        assert stat.S_IMODE(server.file.status.st_mode) == 0o600
+        assert stat.S_IMODE(server.status.st_mode) == 0o600
         assert server.sock.getsockname() == str(path)  # what ss and lsof show
     assert os.listdir(sock_dir) == ["s.lock"]
     assert server.sock.fileno() == -1
@@ -508,6 +509,129 @@ def test_release_after_privileges_were_dropped_logs_and_leaves_a_file_that_is_re
         assert child.finish() == 0
     assert path.is_socket()
     Server(path).close()
+
+
+# --- the way to the directory changes meanwhile --------------------------------------------------------
+
+
+class Crossroads:
+    """Two directories, and a link that leads to the first until it is turned."""
+
+    def __init__(self, sock_dir: Path) -> None:
+        self.old, self.new, self.link = sock_dir / "old", sock_dir / "new", sock_dir / "link"
+        self.old.mkdir()
+        self.new.mkdir()
+        self.link.symlink_to(self.old)
+        self.path = self.link / "s"
+
+    def turn(self) -> None:
+        (self.link.parent / "fresh").symlink_to(self.new)
+        (self.link.parent / "fresh").rename(self.link)
+
+    def turn_before(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def turned(*args: Any) -> Any:
+            self.turn()
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, turned)
+
+
+@pytest.mark.parametrize("socket_type", TYPES)
+def test_a_live_socket_is_not_unlinked_when_its_path_leads_elsewhere_by_now(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, socket_type: Any
+) -> None:
+    roads = Crossroads(sock_dir)
+    with plain_server(roads.old / "s", socket_type) as plain:
+        make_stale(roads.new / "s")
+        roads.turn_before(monkeypatch, socketfile, "probe")
+        with pytest.raises(AddressInUseError):
+            SocketFile.claim(str(roads.path), socket_type)
+        assert serves(roads.old / "s", socket_type, plain)
+    (roads.old / "s").unlink()
+    (roads.new / "s").unlink()
+
+
+def test_a_dead_socket_is_left_when_its_path_leads_elsewhere_by_now(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roads = Crossroads(sock_dir)
+    make_stale(roads.old / "s")
+    roads.turn_before(monkeypatch, socketfile, "probe")
+    with pytest.raises(SocketError, match="the directory was replaced while binding"):
+        SocketFile.claim(str(roads.path), "stream")
+    (roads.old / "s").unlink()
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_nothing_is_bound_when_the_path_leads_elsewhere_after_the_claim(sock_dir: Path, is_missing: bool) -> None:
+    roads = Crossroads(sock_dir)
+    file = SocketFile.claim(str(roads.path), "stream")
+    roads.turn()
+    if is_missing:
+        roads.new.rmdir()
+    with pytest.raises(SocketError, match="the directory was replaced while binding"):
+        file.bind(socket.socket(socket.AF_UNIX))
+    file.release()
+    assert is_missing or os.listdir(roads.new) == []
+
+
+@pytest.mark.parametrize("socket_type", TYPES)
+def test_a_socket_that_went_astray_while_binding_leaves_no_file(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, socket_type: Any
+) -> None:
+    roads = Crossroads(sock_dir)
+    roads.turn_before(monkeypatch, socketfile, "bind_in_place")
+    with pytest.raises(SocketError, match="the directory was replaced while binding"):
+        Server(roads.path, socket_type)
+    assert os.listdir(roads.new) == []
+    assert os.listdir(roads.old) == ["s.lock"]
+
+
+def test_a_socket_of_others_where_ours_went_astray_is_left(sock_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roads = Crossroads(sock_dir)
+    others = []
+
+    def bind(sock: socket.socket, _dirfd: int, path: str, _mode: int) -> None:
+        roads.turn()
+        sock.bind(path)
+        (roads.new / "s").unlink()
+        others.append(plain_server(roads.new / "s", "stream"))
+
+    monkeypatch.setattr(socketfile, "bind_in_place", bind)
+    with pytest.raises(SocketError, match="the directory was replaced while binding"):
+        Server(roads.path)
+    with others[0]:
+        assert serves(roads.new / "s", "stream", others[0])
+    (roads.new / "s").unlink()
+
+
+# --- a fork in another thread meanwhile ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instant", ["_open", "_lock"])
+def test_a_child_forked_by_another_thread_while_the_lock_is_taken_does_not_keep_it(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, instant: str
+) -> None:
+    original, children = getattr(holders, instant), []
+    forker = threading.Thread(target=lambda: children.append(Child(lambda: None)))
+
+    def interrupted(*args: Any) -> Any:
+        result = original(*args)
+        forker.start()
+        forker.join(0.5)  # between the opening and the entry the fork has to wait until we go on
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holders, instant, interrupted)
+        file = SocketFile.claim(str(sock_dir / "s"), "stream")
+    forker.join()
+    with children[0]:
+        with pytest.raises(AddressInUseError):
+            SocketFile.claim(str(sock_dir / "s"), "stream")
+        file.release()
+        SocketFile.claim(str(sock_dir / "s"), "stream").release()
 
 
 def test_what_appears_between_claim_and_bind_is_refused_and_left(sock_dir: Path) -> None:

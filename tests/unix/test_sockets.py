@@ -24,7 +24,7 @@ from hostline.errors import (
     PeerRefusedError,
     SocketError,
 )
-from hostline.unix import sockets
+from hostline.unix import options, sockets
 from hostline.unix.address import AbstractAddress, InheritedAddress, PathAddress, SocketType
 from hostline.unix.credentials import Peers
 from hostline.unix.sockets import (
@@ -87,7 +87,7 @@ def test_new_sockets_do_not_block_and_are_close_on_exec(socket_type: SocketType)
         for each in (sock, one, other):
             assert not each.getblocking()
             assert not each.get_inheritable()
-            assert each.type == sockets.KERNEL_TYPES[socket_type]
+            assert each.type == options.KERNEL_TYPES[socket_type]
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:

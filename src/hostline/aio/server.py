@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -18,9 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hostline.aio.session import RunningCall, Session
-from hostline.aio.waiting import has_hung_up
-from hostline.aio.workers import Workers
+from hostline.aio.running import RunningCall
+from hostline.aio.session import Session
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import (
@@ -39,6 +37,7 @@ from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
 from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
 from hostline.rpc.service import Method, ServiceBase
+from hostline.rpc.workers import Workers
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
 from hostline.unix.oserrors import translate
@@ -198,12 +197,9 @@ class Server:
     # --- accepting -------------------------------------------------------------------------------------
 
     def _on_acceptable(self) -> None:
-        for number in range(ACCEPT_BATCH):
+        for _ in range(ACCEPT_BATCH):
             try:
                 accepted = self._accept()
-                if accepted is None and number == 0 and has_hung_up(self._bound.sock.fileno()):
-                    # Without blocking, accept does not tell; the loop would call us again without end.
-                    raise OSError(errno.EINVAL, "somebody shut the listening socket down")
             except OSError as error:
                 self._rest(error)
                 return

@@ -15,7 +15,8 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from hostline.aio.waiting import has_hung_up, reads_per_event
+from hostline.aio.running import RunningCall, contained
+from hostline.aio.waiting import reads_per_event
 from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
     CallCancelledError,
@@ -41,13 +42,14 @@ from hostline.rpc.context import Context
 from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
+from hostline.unix.sockets import has_hung_up
 from hostline.wire.codec import ErrorCode, GoawayCode, encode_reply, split_call
 from hostline.wire.frame import Frame, Kind
 
 if TYPE_CHECKING:
     from hostline.aio.server import Server
 
-__all__ = ["RunningCall", "Session"]
+__all__ = ["Session"]
 
 # Never end the process with SIGPIPE, whatever the program did to that signal.
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -59,45 +61,6 @@ _ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledErr
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
-
-
-async def _contained(invocation: Invocation) -> Any:
-    """Run an `async def` handler; one that exits fails like any other, and does not end the service."""
-    try:
-        return await invocation.run()
-    except SystemExit as error:
-        raise RuntimeError(f"handler exited with {error.code!r}") from error
-
-
-class RunningCall:
-    """Hold one call from its arrival to its end."""
-
-    __slots__ = (
-        "call_id",
-        "context",
-        "deadline",
-        "is_ended",
-        "is_named",
-        "method",
-        "payload",
-        "session",
-        "task",
-        "timer",
-    )
-
-    def __init__(
-        self, session: Session, call_id: int, method: Method, payload: bytes, is_named: bool, deadline: Deadline
-    ) -> None:
-        self.session = session
-        self.call_id = call_id
-        self.method = method
-        self.payload = payload
-        self.is_named = is_named
-        self.deadline = deadline
-        self.context: Context | None = None
-        self.task: asyncio.Task[Any] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.is_ended = False
 
 
 class Session:
@@ -326,7 +289,7 @@ class Session:
             return
         call.payload = b""
         if call.method.execution is Execution.TASK:
-            call.task = self._loop.create_task(_contained(invocation))
+            call.task = self._loop.create_task(contained(invocation))
             call.task.add_done_callback(partial(self._task_done, call))
             return
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import select
 import socket
 from asyncio import selector_events
 from types import TracebackType
@@ -20,18 +19,7 @@ from hostline.limits import READS_PER_TURN
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import printable, translate
 
-__all__ = ["Endpoint", "has_hung_up", "reads_per_event"]
-
-
-def has_hung_up(fd: int) -> bool:
-    """Say whether the other side has closed, or for a listening socket whether somebody shut it down.
-
-    Args:
-        fd: A socket's descriptor, also one that nobody reads now.
-    """
-    poller = select.poll()
-    poller.register(fd, 0)  # POLLHUP is reported without being asked for
-    return bool(poller.poll(0))
+__all__ = ["Endpoint", "reads_per_event"]
 
 
 def reads_per_event(loop: asyncio.AbstractEventLoop) -> int:

@@ -3,6 +3,8 @@
 States and their order are in states.py. What the frames mean is here: ids tie answers to calls, a farewell tells which
 calls were not run, and each side's bounds are kept by the other. Bytes go in, events and bytes to send come out;
 waiting, reading and writing is for the faces.
+
+More than 400 lines, because both sides are here: each keeps the rules that the other relies on.
 """
 
 from __future__ import annotations

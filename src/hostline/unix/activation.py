@@ -11,11 +11,12 @@ import os
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hostline.errors import AddressError
-from hostline.unix.address import InheritedAddress, SocketType
+from hostline.unix.address import MAX_FD, InheritedAddress, SocketType
 
 if TYPE_CHECKING:
     from hostline.unix.listening import Bound
@@ -42,7 +43,12 @@ _TYPES: dict[int, SocketType] = {
 # The process that asked, and what it was given: the environment is emptied at the first question, so the answer is
 # kept. A forked child asks anew and, as its pid is not LISTEN_PID, is told that it has none.
 _answer: tuple[int, list[tuple[int, str]]] | None = None
-_taken: set[int] = set()
+
+# Descriptor -> the socket that owns it. Two owners of one number would close it twice, the second time a stranger's.
+_taken: weakref.WeakValueDictionary[int, socket.socket] = weakref.WeakValueDictionary()
+
+# The descriptors of `_answer` that were given out. Once closed, such a number may be anything, and its name with it.
+_spent: set[int] = set()
 
 
 # --- in ----------------------------------------------------------------------------------------------
@@ -67,7 +73,7 @@ def listen_fds(unset: bool = True) -> list[tuple[int, str]]:
         for fd, _ in found:
             os.set_inheritable(fd, False)
         _answer = (os.getpid(), found)
-        _taken.clear()
+        _spent.clear()
     if unset:
         for variable in _VARIABLES:
             os.environ.pop(variable, None)
@@ -99,7 +105,8 @@ def inherited_socket(address: InheritedAddress, socket_type: SocketType) -> sock
         socket_type: What is expected.
 
     Raises:
-        AddressError: There is no such descriptor, somebody took it before, or it is something else.
+        AddressError: There is no such descriptor, a socket that is still open here owns it, or it is something else;
+            or a name whose descriptor was given out before.
     """
     fd = _find(address)
     try:
@@ -110,7 +117,8 @@ def inherited_socket(address: InheritedAddress, socket_type: SocketType) -> sock
     if problem:
         sock.detach()
         raise AddressError(address.text, f"descriptor {fd} {problem}")
-    _taken.add(fd)
+    _taken[fd] = sock
+    _spent.add(fd)
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock
@@ -119,18 +127,21 @@ def inherited_socket(address: InheritedAddress, socket_type: SocketType) -> sock
 def _find(address: InheritedAddress) -> int:
     known = listen_fds()
     if address.fd is not None:
-        if address.fd in _taken and address.fd in dict(known):
+        if not 0 <= address.fd <= MAX_FD:
+            raise AddressError(address.text, f"descriptor {address.fd} must be from 0 to {MAX_FD}")
+        owner = _taken.get(address.fd)
+        if owner is not None and owner.fileno() == address.fd:
             raise AddressError(address.text, f"descriptor {address.fd} is already used by another listener here")
         return address.fd
     matching = [fd for fd, name in known if name == address.name]
-    free = [fd for fd in matching if fd not in _taken]
+    free = [fd for fd in matching if fd not in _spent]
     if len(free) == 1:
         return free[0]
     if free:
         numbers = " or ".join(f"fd:{fd}" for fd in free)
         raise AddressError(address.text, f"{len(free)} inherited sockets have this name; write {numbers}")
     if matching:
-        raise AddressError(address.text, "is already used by another listener here")
+        raise AddressError(address.text, "is already used by another listener here, or was until it closed")
     if not known:
         raise AddressError(address.text, "this process was started without sockets (LISTEN_PID is not this process)")
     names = ", ".join(sorted({name for _, name in known}))

@@ -41,6 +41,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # NAME_MAX of every common file system, less the `.lock` that is made beside a socket file.
 _MAX_FILE_NAME = 255 - len(".lock")
 
+# The largest number that the kernel's interfaces can name as a descriptor.
+MAX_FD = 0x7FFFFFFF
+
 # Opens a directory only to name it: needs no read permission on it where O_PATH exists.
 DIRECTORY_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -149,7 +152,8 @@ def _with_scheme(address: str, scheme: str, rest: str) -> Address:
             raise AddressError(address, "names a host; a path is written unix:PATH or unix:///ABSOLUTE/PATH")
         return _path(address, rest[2:] if rest.startswith("///") else rest)
     if scheme == "fd":
-        if not (rest.isascii() and rest.isdecimal()):
+        # Ten digits hold every int; Python itself refuses to read thousands of them.
+        if not (rest.isascii() and rest.isdecimal() and len(rest) <= 10 and int(rest) <= MAX_FD):
             raise AddressError(address, "fd: takes the number of an open descriptor, such as fd:3")
         return InheritedAddress(fd=int(rest))
     if scheme == "systemd":
@@ -334,6 +338,25 @@ def through_directory(path: str, dirfd: int, name: str | None = None) -> bytes:
     if len(around) + len(below) > MAX_SUN_PATH:
         raise _too_long(path, len(below), MAX_SUN_PATH - len(around), f"path of {len(encoded)} bytes: its last part")
     return around + below
+
+
+def within_directory(path: str, dirfd: int) -> bytes:
+    """Return what the kernel must be given to reach the last part of `path` in the very directory open as `dirfd`.
+
+    Whatever has become of the path meanwhile: a link above it may lead elsewhere by now. Where the platform has no such
+    form, or the last part is too long for it, this is what `through_directory` gives.
+
+    Args:
+        path: The path.
+        dirfd: Its directory; it stays the caller's.
+
+    Raises:
+        PathTooLongError: It fits in no form.
+    """
+    within = f"/proc/self/fd/{dirfd}/".encode() + os.fsencode(os.path.basename(path))
+    if len(within) <= MAX_SUN_PATH and sys.platform.startswith("linux") and os.path.isdir("/proc/self/fd"):
+        return within
+    return through_directory(path, dirfd)
 
 
 def check_name_length(path: str) -> None:

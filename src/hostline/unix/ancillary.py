@@ -124,7 +124,7 @@ def send_message(
 
     Raises:
         BlockingIOError: It would have to wait.
-        ValueError: Descriptors without a byte on a stream, or more than 253 of them.
+        ValueError: Descriptors without a byte on a stream (in its first 1,024 pieces), or more than 253 of them.
         DescriptorError: A descriptor is not open, the receiver takes none, or too many are on their way.
         SocketError: The peer is gone, the packet is too long, or another refusal of the kernel.
     """
@@ -135,10 +135,11 @@ def send_message(
                 return sock.send(buffers[0], flags)
             return _sendmsg(sock, _at_most(buffers, socket_type), (), flags, to)
         numbers = _numbers(fds)
-        if socket_type == "stream" and not any(memoryview(buffer).nbytes for buffer in buffers):
+        pieces = _at_most(buffers, socket_type)  # cut before the check: bytes behind the cut carry no descriptors
+        if socket_type == "stream" and not any(memoryview(piece).nbytes for piece in pieces):
             raise ValueError("descriptors need at least one byte beside them on a stream; the kernel would drop them")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
-        return _sendmsg(sock, _at_most(buffers, socket_type), ancillary, flags, to)
+        return _sendmsg(sock, pieces, ancillary, flags, to)
     except BlockingIOError:
         raise
     except OSError as error:

@@ -17,11 +17,22 @@ import pwd
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-__all__ = ["CREDENTIALS_SIZE", "Peer", "Peers", "default_rule", "peer_pid", "read_peer", "unpack_credentials"]
+__all__ = [
+    "CREDENTIALS_SIZE",
+    "Peer",
+    "Peers",
+    "checked_id",
+    "default_rule",
+    "gid_of",
+    "read_peer",
+    "uid_of",
+    "unpack_credentials",
+]
 
 _UCRED = struct.Struct("iII")
 
@@ -39,6 +50,11 @@ _OVERFLOW_ID = 65534
 # is too little, and Python's getsockopt stops at 1024 bytes; a peer in more groups than that needs the C call.
 _GROUPS_SIZES = (256, 1024)
 _MAX_GROUPS = 65536  # NGROUPS_MAX
+
+# Held while a pidfd is taken and while it is given up, so that one thread's first use and another's close cannot miss
+# each other. One for all, because a `Peer` can be pickled; a fork waits for it, or it would stay held in the child.
+_pidfd_lock = threading.RLock()
+os.register_at_fork(before=_pidfd_lock.acquire, after_in_parent=_pidfd_lock.release, after_in_child=_pidfd_lock.release)
 
 
 class Peer:
@@ -80,18 +96,20 @@ class Peer:
         the process's identity with the socket, and never a later process of the same number. The descriptor is
         close-on-exec and this object's own: `close()` closes it.
         """
-        if self._pidfd < 0 and self._sock is not None and sys.platform == "linux":
-            try:
-                self._pidfd = self._sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-            except OSError:
-                # An older kernel, a closed connection, a process long reaped, or no free descriptor: identity
-                # rests on uid and gid, so that this is no reason to end anything.
-                return None
-        return self._pidfd if self._pidfd >= 0 else None
+        with _pidfd_lock:
+            if self._pidfd < 0 and self._sock is not None and sys.platform == "linux":
+                try:
+                    self._pidfd = self._sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+                except OSError:
+                    # An older kernel, a closed connection, a process long reaped, or no free descriptor: identity
+                    # rests on uid and gid, so that this is no reason to end anything.
+                    return None
+            return self._pidfd if self._pidfd >= 0 else None
 
     def close(self) -> None:
         """Close the pidfd, if one was taken, and let go of the socket; the numbers stay."""
-        fd, self._pidfd, self._sock = self._pidfd, -1, None
+        with _pidfd_lock:
+            fd, self._pidfd, self._sock = self._pidfd, -1, None
         if fd >= 0:
             os.close(fd)
 
@@ -130,18 +148,6 @@ def read_peer(sock: socket.socket) -> Peer:
         pid, uid, gid = _UCRED.unpack(raw)
         return Peer(pid, uid, gid, _read_groups(sock), sock)
     return _read_peer_bsd(sock)
-
-
-def peer_pid(sock: socket.socket) -> int:
-    """Return the process id behind a connected socket, for a message to people; 0 where the kernel does not tell.
-
-    Args:
-        sock: A connected socket; it stays the caller's.
-    """
-    try:
-        return max(0, read_peer(sock).pid)
-    except OSError:
-        return 0
 
 
 def unpack_credentials(raw: bytes) -> Peer | None:
@@ -246,8 +252,8 @@ class Peers:
             raise TypeError("users and groups are lists of names: write users=['alice']")
         user_names, group_names = tuple(users), tuple(groups)
         set_field = object.__setattr__
-        set_field(self, "uids", frozenset(map(_checked_id, uids)) | frozenset(map(_uid_of, user_names)))
-        set_field(self, "gids", frozenset(map(_checked_id, gids)) | frozenset(map(_gid_of, group_names)))
+        set_field(self, "uids", frozenset(map(checked_id, uids)) | frozenset(map(uid_of, user_names)))
+        set_field(self, "gids", frozenset(map(checked_id, gids)) | frozenset(map(gid_of, group_names)))
         set_field(self, "users", user_names)
         set_field(self, "groups", group_names)
         set_field(self, "is_anyone", is_anyone)
@@ -315,21 +321,40 @@ def default_rule(mode: int, owner_uid: int, group_gid: int) -> Peers:
     return own | Peers(gids=(group_gid,)) if mode & 0o020 else own
 
 
-def _checked_id(number: int) -> int:
-    # -1 means "no such id" to the kernel; True would silently be uid 1.
-    if isinstance(number, bool) or not 0 <= number < 0xFFFFFFFF:
-        raise ValueError(f"{number!r} is not a user or group id")
+def checked_id(number: int, what: str = "") -> int:
+    """Return a number that can be a user or group id.
+
+    Args:
+        number: The id.
+        what: Whose it is, to begin the error's text.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    # -1 means "no such id" to the kernel, and "leave it" to chown; True would silently be uid 1.
+    if type(number) is not int or not 0 <= number < 0xFFFFFFFF:
+        raise ValueError(f"{what} {number!r} is not a user or group id".lstrip())
     return number
 
 
-def _uid_of(name: str) -> int:
+def uid_of(name: str) -> int:
+    """Return the id of a user.
+
+    Raises:
+        ValueError: This host knows no such user.
+    """
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         raise ValueError(f"user {name!r} does not exist on this host") from None
 
 
-def _gid_of(name: str) -> int:
+def gid_of(name: str) -> int:
+    """Return the id of a group.
+
+    Raises:
+        ValueError: This host knows no such group.
+    """
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

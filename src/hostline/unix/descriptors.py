@@ -117,7 +117,9 @@ class Fd:
             ) from error
 
     def open(self, mode: str = "rb", *, buffering: int = -1, encoding: str | None = None) -> IO[Any]:
-        """Return a file object that takes the descriptor over and closes it.
+        """Return a file object that takes the open file over, under a number of its own, and closes it.
+
+        After a failure the descriptor is open and this object's own, as before.
 
         The position and the status flags are shared with whoever sent the descriptor: use `os.pread` on
         `fileno()` where the sender is not trusted.
@@ -128,14 +130,26 @@ class Fd:
             encoding: As for the builtin `open`.
 
         Raises:
-            DescriptorError: It was closed or handed on, or it is a directory.
+            DescriptorError: It was closed or handed on, it is a directory or cannot do what the mode asks, or this
+                process has no free descriptor.
+            ValueError: As from the builtin `open`: the mode, or its combination with the rest, makes no sense.
+            LookupError: As from the builtin `open`: there is no such encoding.
         """
         fd = self.fileno()
-        try:
-            file = os.fdopen(fd, mode, buffering, encoding)
-        except OSError as error:
-            raise DescriptorError(error.errno, f"descriptor {fd} cannot be opened: {error.strerror}") from error
-        self._fd = -1
+        # A layer that fails closes the descriptor it was given. So it gets a second one, and ours outlives the failure.
+        with self.dup() as copy:
+            try:
+                name = f"<fd {copy.fileno()}>"
+                file = open(  # noqa: SIM115 - the caller closes it
+                    name, mode, buffering, encoding, opener=lambda _name, _flags: copy.detach()
+                )
+            except OSError as error:
+                # io.UnsupportedOperation, which a pipe that is to be read and written gives, has no errno.
+                reason = error.strerror or str(error)
+                raise DescriptorError(
+                    error.errno or errno.EINVAL, f"descriptor {fd} cannot be opened: {reason}"
+                ) from error
+        close_all([self])
         return file
 
     def __enter__(self) -> Fd:
@@ -161,8 +175,8 @@ class Fd:
             return "<Fd closed>"
         try:
             return f"<Fd {self._fd} {self.kind}>"
-        except OSError:
-            return f"<Fd {self._fd} not open>"
+        except OSError as error:
+            return f"<Fd {self._fd} {'not open' if error.errno == errno.EBADF else 'of unknown kind'}>"
 
 
 def kind_of(fd: int) -> DescriptorKind:
@@ -172,7 +186,8 @@ def kind_of(fd: int) -> DescriptorKind:
         fd: The descriptor; it stays the caller's.
 
     Raises:
-        DescriptorError: It is not open.
+        DescriptorError: It is not open; or it is a regular file or a memfd, and which of the two cannot be told now,
+            for instance because this process has no free descriptor.
     """
     try:
         status = os.fstat(fd)
@@ -204,6 +219,7 @@ _KINDS: tuple[tuple[Any, DescriptorKind], ...] = (
 def _memfd_device() -> int:
     """Return the device of the kernel's own tmpfs, on which memfds live and no path leads to; -1 without memfds.
 
+    A failure that may pass is raised, and so is not kept: every memfd would be taken for a regular file ever after.
     Asking for seals would not do: files of any tmpfs answer. Nor would /proc's link text, which a name can imitate.
     """
     if sys.platform != "linux":
@@ -211,8 +227,11 @@ def _memfd_device() -> int:
     try:
         with Fd(os.memfd_create("hostline-probe", os.MFD_CLOEXEC)) as probe:
             return os.fstat(probe.fileno()).st_dev
-    except OSError:
-        return -1
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return -1
+        reason = f"it cannot be told now whether a file is a memfd: {error.strerror}"
+        raise DescriptorError(error.errno, reason) from error
 
 
 def close_all(fds: Iterable[Fd]) -> None:

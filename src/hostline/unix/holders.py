@@ -13,11 +13,13 @@ import os
 import socket
 import stat
 import sys
+import threading
+import weakref
 from dataclasses import dataclass
 
 from hostline.errors import AccessDeniedError, AddressInUseError, NotASocketError, SocketError
 from hostline.unix.credentials import read_peer
-from hostline.unix.descriptors import Fd
+from hostline.unix.descriptors import Fd, close_all
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 
 __all__ = ["Holder", "LockFile", "in_use", "probe", "why_live"]
@@ -96,7 +98,9 @@ class LockFile:
         name, text = f"{os.path.basename(path)}.lock", f"{path}.lock"
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                fd = _open(dirfd, name)
+                with _fork_gate:
+                    fd = _open(dirfd, name)
+                    _lock_fds.add(fd)
             except OSError as error:
                 raise _refused(error, dirfd, name, text, socket_type) from error
             try:
@@ -113,6 +117,20 @@ class LockFile:
     def close(self) -> None:
         """Release the lock, or in a forked child only let go of it; a second close does nothing."""
         self._fd.close()
+
+
+# flock belongs to the open file, which a fork shares: a child that another thread makes would hold the lock as long as
+# it lives. So it closes every descriptor of a lock file, and no fork comes between the opening and the entry here.
+_lock_fds: weakref.WeakSet[Fd] = weakref.WeakSet()
+_fork_gate = threading.RLock()
+
+
+def _let_go_in_child() -> None:
+    _fork_gate.release()
+    close_all(list(_lock_fds))
+
+
+os.register_at_fork(before=_fork_gate.acquire, after_in_parent=_fork_gate.release, after_in_child=_let_go_in_child)
 
 
 def _open(dirfd: int, name: str) -> Fd:

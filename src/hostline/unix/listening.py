@@ -7,9 +7,7 @@ is the faces' work.
 from __future__ import annotations
 
 import errno
-import grp
 import os
-import pwd
 import socket
 import stat
 
@@ -17,12 +15,12 @@ from hostline.errors import AddressError
 from hostline.limits import DEFAULT_BACKLOG, DEFAULT_MODE
 from hostline.unix.activation import inherited_socket
 from hostline.unix.address import AbstractAddress, Address, InheritedAddress, PathAddress, SocketType, runtime_directory
-from hostline.unix.credentials import Peers, default_rule
+from hostline.unix.credentials import Peers, checked_id, default_rule, gid_of, uid_of
 from hostline.unix.holders import in_use, probe
-from hostline.unix.options import allow_credentials, forget_options
+from hostline.unix.options import allow_credentials, checked_type, forget_options
 from hostline.unix.oserrors import translated
 from hostline.unix.socketfile import SocketFile
-from hostline.unix.sockets import KERNEL_TYPES, open_socket, prepare_connection
+from hostline.unix.sockets import open_socket, prepare_connection
 
 __all__ = ["Bound", "listening_socket"]
 
@@ -79,9 +77,10 @@ class Bound:
             self._file.unlink()
 
     def abandon(self) -> None:
-        """Close the socket and let go of the lock without unlinking.
+        """Let go of the lock without unlinking, and close the socket here.
 
-        For a forked child that does not serve: while it holds the socket, the address looks alive.
+        For a forked child that does not serve: while it holds the socket, the address looks alive. The parent's socket
+        is another descriptor and goes on.
         """
         if self._file is not None:
             self._file.abandon()
@@ -123,16 +122,15 @@ def listening_socket(
             socket is not what was asked for.
         SocketError: The kernel refused; see `SocketFile` for the subclasses.
     """
-    if socket_type not in KERNEL_TYPES:
-        raise ValueError(f"type {socket_type!r} is none of stream, seqpacket, datagram")
+    checked_type(socket_type)
     _check_mode(mode)
     backlog = _checked_backlog(backlog, socket_type)
     if not isinstance(address, PathAddress):
         _refuse_file_options(address, mode=mode, owner=owner, group=group)
     if isinstance(address, InheritedAddress):
         return _inherited(address, socket_type, max_fds, credentials)
-    uid = None if owner is None else _user_id(owner)
-    gid = None if group is None else _group_id(group)
+    uid = uid_of(owner) if isinstance(owner, str) else None if owner is None else checked_id(owner, "owner")
+    gid = gid_of(group) if isinstance(group, str) else None if group is None else checked_id(group, "group")
     if isinstance(address, AbstractAddress):
         return _at_abstract_name(address, socket_type, backlog, max_fds, credentials)
     wanted = DEFAULT_MODE if mode is None else mode
@@ -273,24 +271,3 @@ def _prepare_runtime_directory(address: PathAddress, mode: int) -> None:
         )
         raise AddressError(address.text, reason)
     runtime_directory()
-
-
-def _user_id(owner: int | str) -> int:
-    try:
-        return pwd.getpwnam(owner).pw_uid if isinstance(owner, str) else _checked_id(owner, "owner")
-    except KeyError:
-        raise ValueError(f"user {owner!r} does not exist on this host") from None
-
-
-def _group_id(group: int | str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid if isinstance(group, str) else _checked_id(group, "group")
-    except KeyError:
-        raise ValueError(f"group {group!r} does not exist on this host") from None
-
-
-def _checked_id(number: int, what: str) -> int:
-    # -1 means "leave it" to chown.
-    if type(number) is not int or not 0 <= number < 0xFFFFFFFF:
-        raise ValueError(f"{what} {number!r} is not a name or an id")
-    return number

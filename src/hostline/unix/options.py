@@ -1,4 +1,4 @@
-"""Options that decide what may ride beside a message's bytes: descriptors, credentials, the mark of a packet.
+"""A socket's type, and the options that decide what may ride beside a message's bytes: descriptors, credentials, marks.
 
 Sets them and says whether the kernel could; what the messages then carry is read by `ancillary.py`.
 """
@@ -11,9 +11,10 @@ import socket
 import sys
 
 from hostline.limits import HARD_MAX_FDS
+from hostline.unix.address import SocketType
 from hostline.unix.oserrors import translate
 
-__all__ = ["allow_credentials", "checked_max_fds", "disallow_fds", "forget_options", "mark_packets"]
+__all__ = ["allow_credentials", "checked_max_fds", "checked_type", "disallow_fds", "forget_options", "mark_packets"]
 
 _IS_LINUX = sys.platform == "linux"
 
@@ -54,6 +55,25 @@ def disallow_fds(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+KERNEL_TYPES: dict[str, int] = {
+    "stream": socket.SOCK_STREAM,
+    "seqpacket": socket.SOCK_SEQPACKET,
+    "datagram": socket.SOCK_DGRAM,
+}
+
+
+def checked_type(socket_type: SocketType) -> int:
+    """Return what the kernel calls a socket type.
+
+    Raises:
+        ValueError: The type is none of the three.
+    """
+    try:
+        return KERNEL_TYPES[socket_type]
+    except KeyError:
+        raise ValueError(f"socket type {socket_type!r} is none of stream, seqpacket, datagram") from None
 
 
 def checked_max_fds(max_fds: int) -> int:

@@ -62,6 +62,9 @@ _REASON: dict[tuple[int, str], str] = {
     (errno.EACCES, "send"): "this user may not: the socket's mode or a directory above it forbids it",
     (errno.EACCES, "bind"): "this user may not create a file in that directory",
     (errno.EACCES, "probe"): "this user may not connect to the socket there, so it cannot be told whether it is alive",
+    # Other operations do not follow a link; a connect does, as the kernel does, but not for ever.
+    (errno.ELOOP, "connect"): "too many symbolic links",
+    (errno.ELOOP, "send"): "too many symbolic links",
     (errno.EPERM, "bind"): "the file system does not let this user create a socket",
     (errno.EPERM, "send"): "the receiver does not take descriptors, or receives from one sender only",
     (errno.EPERM, "connect"): "the socket there receives from one sender only",

@@ -6,8 +6,7 @@
     widen    owner, group and the rest of the mode, on the very inode that was bound
     release  unlink if it is still ours, close the socket, let go of the lock
 
-Knows no addresses but paths and decides nothing about who may connect. Sources: unix(7), flock(2), and for what
-`fchmod` on an unbound socket does, Linux's `unix_bind_bsd`.
+Knows no addresses but paths and decides nothing about who may connect. Sources: unix(7), flock(2).
 """
 
 from __future__ import annotations
@@ -15,27 +14,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import socket
 import stat
 import sys
 import weakref
 
 from hostline.errors import (
-    AddressInUseError,
     AddressNotFoundError,
     ClosedError,
     NotASocketError,
     SocketError,
     UnsafeDirectoryError,
 )
-from hostline.limits import DEFAULT_MODE, MAX_SUN_PATH
-from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, through_directory
+from hostline.limits import DEFAULT_MODE
+from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, within_directory
+from hostline.unix.binding import bind_by_rename, bind_in_place
 from hostline.unix.descriptors import Fd
 from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 
-__all__ = ["SocketFile", "bind_by_rename", "bind_in_place"]
+__all__ = ["SocketFile"]
 
 _log = logging.getLogger("hostline.unix")
 
@@ -52,14 +50,12 @@ class SocketFile:
     Attributes:
         path: As claimed.
         socket_type: The type that will be bound.
-        status: What the file turned out to be after `widen`: its mode, owner and group.
     """
 
     def __init__(self, path: str, socket_type: SocketType) -> None:
         """Prepare an object that owns nothing yet; use `claim`."""
         self.path = path
         self.socket_type = socket_type
-        self.status: os.stat_result | None = None
         self._name = os.path.basename(path)
         self._pid = os.getpid()
         self._directory: Fd | None = None
@@ -78,7 +74,9 @@ class SocketFile:
 
         A world-writable directory without the sticky bit is refused: there everybody may rename or unlink our socket
         file and put their own in its place, and clients would talk to them. (With the bit, as in /tmp, others can only
-        be first.) A directory that a group may write to is its owner's decision to trust that group.
+        be first.) A directory that a group may write to is its owner's decision to trust that group. The directory's
+        owner is trusted, whoever it is, and so are the owners of those above it: they may rename or replace whatever is
+        in it, our socket file too. A service that must not trust them needs a directory of its own.
 
         Args:
             path: Where the socket file will be; a relative one is resolved now.
@@ -125,7 +123,8 @@ class SocketFile:
         Raises:
             AddressInUseError: Something appeared at the path in this instant, bound by a program without our lock.
             AccessDeniedError: This user may not create a file there.
-            SocketError: The file system made something else than was asked for.
+            SocketError: The path leads to another directory than it did when it was claimed, or the file system made
+                something else than was asked for.
         """
         self._sock = sock
         self._mode = mode
@@ -134,12 +133,12 @@ class SocketFile:
         first = mode if owner is None and group is None else mode & 0o700
         bind = bind_in_place if sys.platform == "linux" else bind_by_rename
         with translated("bind", self.socket_type, self.path):
+            self._check_directory()
             bind(sock, self._dirfd, self.path, first)
             status = self._lstat()
             if status is None:
-                raise SocketError(
-                    "bind", self.socket_type, printable(self.path), None, "the directory was replaced while binding"
-                )
+                self._remove_astray(sock)
+                raise self._replaced()
             self._verify(status, first)
             self._identity = (status.st_dev, status.st_ino)
             if hasattr(os, "O_PATH"):
@@ -182,7 +181,6 @@ class SocketFile:
                 f"(mode {asked[0]:04o} uid {asked[1]} gid {asked[2]}, -1 for any)"
             )
             raise SocketError("chmod", self.socket_type, printable(self.path), None, reason)
-        self.status = status
         return status
 
     def release(self) -> None:
@@ -214,9 +212,10 @@ class SocketFile:
                 _log.warning("cannot unlink %s: %s", printable(self.path), error.strerror)
 
     def abandon(self) -> None:
-        """Let go of the lock and of the path without touching the file or the socket.
+        """Let go of the lock, of the path and of the socket; the file stays, and the socket is not closed here.
 
-        For a forked child, where the path is the parent's, and where the socket is handed on to another process.
+        For a forked child, where the path is the parent's, and where the socket is handed on to another process. The
+        socket is its caller's again: whoever gave it to `bind` closes it.
         """
         self._identity = None
         self._sock = None
@@ -247,6 +246,43 @@ class SocketFile:
             )
             raise UnsafeDirectoryError("bind", self.socket_type, printable(self.path), None, reason)
 
+    def _check_directory(self) -> None:
+        """Refuse to go on when the path leads to another directory than the one that is locked and looked into.
+
+        `bind` is given the path, so that `ss` and `getsockname` show it, and a link above may have been repointed.
+        """
+        try:
+            there = os.stat(os.path.dirname(self.path) or ".")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._replaced() from error
+        ours = os.fstat(self._dirfd)
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise self._replaced()
+
+    def _replaced(self) -> SocketError:
+        reason = "the directory was replaced while binding"
+        return SocketError("bind", self.socket_type, printable(self.path), None, reason)
+
+    def _remove_astray(self, sock: socket.socket) -> None:
+        """Close a socket that was bound in another directory than ours, and unlink its file.
+
+        Which file is its own, no call tells. But once it is closed, nobody holds the file; so a socket of our user that
+        was held and no longer is can go, as the next claim there would clear it away. One that others hold stays.
+        """
+        where = os.fsdecode(sock.getsockname())
+        try:
+            before = os.lstat(where)
+            was_held = probe(os.fsencode(where), self.socket_type, self.path) is not None
+            sock.close()
+            is_dead = was_held and probe(os.fsencode(where), self.socket_type, self.path) is None
+            is_ours = is_dead and stat.S_ISSOCK(before.st_mode) and before.st_uid == os.geteuid()
+            if is_ours and _same(before, os.lstat(where)):
+                os.unlink(where)
+        except FileNotFoundError:
+            pass  # it lay in our directory after all, and somebody unlinked it
+        except OSError as error:
+            _log.warning("cannot unlink %s, which was bound astray: %s", printable(where), error)
+
     def _lstat(self) -> os.stat_result | None:
         try:
             return os.stat(self._name, dir_fd=self._dirfd, follow_symlinks=False)
@@ -274,10 +310,12 @@ class SocketFile:
             found = self._look()
             if found is None:
                 return
-            holder = probe(through_directory(self.path, self._dirfd), self.socket_type, self.path)
+            # Through the directory that is locked and looked into: what the path leads to may change meanwhile.
+            holder = probe(within_directory(self.path, self._dirfd), self.socket_type, self.path)
             if holder is not None:
                 raise in_use(self.socket_type, self.path, why_live(holder), holder)
             with translated("unlink", self.socket_type, self.path):
+                self._check_directory()
                 again = self._lstat()
                 # The lock keeps out every hostline. A program without it may have bound here since the probe; this
                 # look does not exclude that, but leaves it microseconds.
@@ -316,66 +354,6 @@ class SocketFile:
             os.chmod(f"/proc/self/fd/{self._pin.fileno()}", self._mode)
         else:
             os.chmod(self._name, self._mode, dir_fd=self._dirfd, follow_symlinks=False)
-
-
-def bind_in_place(sock: socket.socket, dirfd: int, path: str, mode: int) -> None:
-    """Bind where the file is to be, with its mode right from its first instant (Linux).
-
-    Linux gives the new file the mode of the socket's own inode, cut by the umask. So `fchmod` before `bind` can only
-    narrow, and the umask of the process, which all threads share, is never touched. Binding under a private name and
-    renaming would work too, but the kernel keeps the name given to `bind`: `ss` would show one that does not exist, and
-    so would the return address of datagrams.
-
-    Args:
-        sock: An unbound socket.
-        dirfd: The directory of `path`.
-        path: Where.
-        mode: Permission bits.
-    """
-    os.fchmod(sock.fileno(), mode)
-    sock.bind(through_directory(_absolute(path), dirfd))
-
-
-def _absolute(path: str) -> str:
-    """Return a relative path from the root, if that fits: the kernel shows it to others, in other directories.
-
-    `ss` prints it, and it is the return address of every datagram sent from the socket.
-    """
-    full = os.path.join(os.getcwd(), path.removeprefix("./"))
-    return full if len(os.fsencode(full)) <= MAX_SUN_PATH else path
-
-
-def bind_by_rename(sock: socket.socket, dirfd: int, path: str, mode: int) -> None:
-    """Bind in a private directory and move the file to its place (macOS and the BSDs, where fchmod before bind fails).
-
-    Args:
-        sock: An unbound socket.
-        dirfd: The directory of `path`, in which a 0700 directory is made for the moment.
-        path: Where; nothing may be there, which the caller holds the lock for.
-        mode: Permission bits.
-
-    Raises:
-        AddressInUseError: Something is at `path`.
-    """
-    directory, name = os.path.split(path)
-    private = f".{secrets.token_hex(4)}"
-    inner = f"{private}/s"
-    os.mkdir(private, 0o700, dir_fd=dirfd)
-    try:
-        sock.bind(through_directory(os.path.join(directory, inner), dirfd, inner))
-        os.chmod(inner, mode, dir_fd=dirfd)  # nobody else can enter the directory, so nobody swapped the name
-        try:
-            os.stat(name, dir_fd=dirfd, follow_symlinks=False)
-        except FileNotFoundError:
-            os.rename(inner, name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
-        else:
-            raise AddressInUseError("bind", "", printable(path), errno.EADDRINUSE, "the path was taken meanwhile")
-    finally:
-        try:
-            os.unlink(inner, dir_fd=dirfd)
-        except FileNotFoundError:
-            pass  # it has been moved, or bind failed
-        os.rmdir(private, dir_fd=dirfd)
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:

@@ -12,6 +12,7 @@ symbolic links, as the kernel does; a bind never does.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from hostline.clock import Deadline, monotonic
 from hostline.errors import AddressError, ConnectTimeoutError, PeerRefusedError, SocketError
 from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
-from hostline.unix.options import checked_max_fds, disallow_fds, mark_packets
+from hostline.unix.options import checked_max_fds, checked_type, disallow_fds, mark_packets
 from hostline.unix.oserrors import printable, translate
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "check_listen_options",
     "check_server",
     "connect_blocking",
+    "has_hung_up",
     "is_connected",
     "kernel_address",
     "open_socket",
@@ -41,12 +43,6 @@ __all__ = [
     "socketpair",
     "try_connect",
 ]
-
-KERNEL_TYPES: dict[str, int] = {
-    "stream": socket.SOCK_STREAM,
-    "seqpacket": socket.SOCK_SEQPACKET,
-    "datagram": socket.SOCK_DGRAM,
-}
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -69,10 +65,7 @@ def open_socket(socket_type: SocketType, *, max_fds: int = 0) -> socket.socket:
         ValueError: The type is none of the three.
         SocketError: This process has no free descriptor, or this platform lacks the type.
     """
-    try:
-        kernel_type = KERNEL_TYPES[socket_type]
-    except KeyError:
-        raise ValueError(f"socket type {socket_type!r} is none of stream, seqpacket, datagram") from None
+    kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
     try:
         sock = socket.socket(socket.AF_UNIX, kernel_type)
@@ -104,11 +97,10 @@ def socketpair(socket_type: SocketType, *, max_fds: int = 0) -> tuple[socket.soc
         ValueError: The type is none of the three.
         SocketError: This process has no free descriptors.
     """
-    if socket_type not in KERNEL_TYPES:
-        raise ValueError(f"socket type {socket_type!r} is none of stream, seqpacket, datagram")
+    kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
     try:
-        pair = socket.socketpair(socket.AF_UNIX, KERNEL_TYPES[socket_type])
+        pair = socket.socketpair(socket.AF_UNIX, kernel_type)
     except OSError as error:
         raise translate(error, "socketpair", socket_type, "") from error
     for sock in pair:
@@ -344,6 +336,17 @@ class Accepted(NamedTuple):
     refusal: str | None
 
 
+def has_hung_up(fd: int) -> bool:
+    """Say whether the other side has closed, or for a listening socket whether somebody shut it down.
+
+    Args:
+        fd: A socket's descriptor, also one that nobody reads now.
+    """
+    poller = select.poll()
+    poller.register(fd, 0)  # POLLHUP is reported without being asked for
+    return bool(poller.poll(0))
+
+
 def accept_one(listener: socket.socket) -> socket.socket | None:
     """Return the next connection of a non-blocking listening socket, or None when there is none.
 
@@ -384,6 +387,9 @@ def accept_peer(listener: socket.socket, rule: Peers, socket_type: SocketType, *
     while True:
         sock = accept_one(listener)
         if sock is None:
+            if has_hung_up(listener.fileno()):
+                # Without blocking, accept does not tell, and poll goes on calling it readable.
+                raise OSError(errno.EINVAL, "somebody shut the listening socket down")
             return None
         try:
             prepare_connection(sock, socket_type, max_fds)

@@ -13,7 +13,7 @@ import pytest
 from tests.leaks import wait_until
 from tests.serving import takes_less_than
 
-from hostline.aio.workers import Workers
+from hostline.rpc.workers import Workers
 
 
 class Busy:
@@ -119,7 +119,7 @@ def test_a_thread_keeps_nothing_of_the_work_it_did() -> None:
 
 def test_work_that_never_ends_does_not_keep_the_interpreter() -> None:
     program = (
-        "import time; from hostline.aio.workers import Workers; "
+        "import time; from hostline.rpc.workers import Workers; "
         "workers = Workers('never', 1); workers.submit(lambda: time.sleep(3600)); time.sleep(0.1); workers.close()"
     )
     started = time.monotonic()
