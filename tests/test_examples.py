@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.running import hostline
 from tests.leaks import wait_until
 from tests.tree import TREE
 
@@ -159,6 +160,47 @@ def test_every_example_says_what_it_shows() -> None:
         if not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     ]
     assert silent == []
+
+
+# --- the first screen ---------------------------------------------------------------------------------
+
+
+def test_the_programs_of_the_readme_run_as_they_are_printed(sock_dir: Path) -> None:
+    text = (TREE / "README.md").read_text(encoding="utf-8")
+    service, *clients = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(clients) == 2
+    (sock_dir / "payments.py").write_text(service)
+    serving = start(sock_dir / "payments.py", sock_dir)
+    try:
+        assert wait_until(lambda: listening_below(sock_dir), SERVER_START)
+        for number, client in enumerate(clients):
+            file = sock_dir / f"client_{number}.py"
+            file.write_text(client)
+            assert finish(start(file, sock_dir), f"client {number}") == "Receipt(order=1, total=9.0)\n"
+    finally:
+        serving.terminate()
+        serving.communicate()
+
+
+@pytest.mark.parametrize("source", ["README.md", "examples/payments.py"])
+def test_every_call_of_payments_in_a_shell_works_with_every_payments_service(sock_dir: Path, source: str) -> None:
+    pages = ("README.md", "docs/tutorial/index.md", "docs/reference/command.md", "src/hostline/cli/commands/call.py")
+    texts = [(TREE / page).read_text(encoding="utf-8") for page in pages]
+    calls = {json for text in texts for json in re.findall(r"hostline call payments charge '(.*)'", text)}
+    assert len(calls) == 2  # by position and by name
+    program = (TREE / source).read_text(encoding="utf-8")
+    if source.endswith(".md"):
+        program = program.partition("```python\n")[2].partition("```")[0]
+    (sock_dir / "payments.py").write_text(program)
+    serving = start(sock_dir / "payments.py", sock_dir)
+    try:
+        assert wait_until(lambda: listening_below(sock_dir), SERVER_START)
+        for arguments in calls:
+            done = hostline("call", "payments", "charge", arguments, env={"HOSTLINE_RUNTIME_DIR": str(sock_dir)})
+            assert (done.stdout, done.stderr) == (b'{"order":1,"total":9.0}\n', b"")
+    finally:
+        serving.terminate()
+        serving.communicate()
 
 
 # --- the runner itself -------------------------------------------------------------------------------

@@ -43,6 +43,13 @@ def test_the_extras_have_lower_bounds(extra: str) -> None:
         assert own or re.fullmatch(r"[A-Za-z0-9-]+(\[\w+\])?>=[\d.]+(,<2)?", requirement), requirement
 
 
+def test_the_servers_that_a_socket_is_lent_to_come_with_the_test_extra() -> None:
+    text = (TREE / "tests" / "test_lending.py").read_text(encoding="utf-8")
+    lent_to = {name for name in ("aiohttp", "grpcio", "gunicorn", "uvicorn") if IMPORT_NAMES.get(name, name) in text}
+    assert len(lent_to) == 4
+    assert lent_to - set(map(distribution, EXTRAS["test"])) == set(), "their tests would be skipped"
+
+
 def test_every_foreign_import_belongs_to_a_requirement_or_an_extra() -> None:
     requirements = [*PROJECT["project"]["dependencies"], *(text for texts in EXTRAS.values() for text in texts)]
     known = {IMPORT_NAMES.get(name.lower(), name) for name in map(distribution, requirements)}

@@ -73,6 +73,24 @@ def hostline(*arguments: object, input: bytes = b"", **options: Any) -> subproce
     )
 
 
+def redirected(redirection: str, *arguments: object, timeout: float = PATIENCE) -> subprocess.CompletedProcess[bytes]:
+    """Run the command with its standard streams as a shell redirects them, such as `>&-` or `>/dev/full`.
+
+    Args:
+        redirection: In the shell's words; what it leaves alone is a pipe, and the input empty.
+        arguments: What stands behind `hostline`.
+        timeout: Seconds until it must have ended.
+    """
+    return subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        env=environment(),
+    )
+
+
 class Running:
     """A command that runs beside the test; what it prints goes into files, so that it never waits for a reader.
 

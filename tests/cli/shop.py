@@ -51,6 +51,11 @@ def crash() -> None:
 
 
 @shop.method
+def complain(text: str) -> None:
+    raise ValueError(f"bad {text}")
+
+
+@shop.method
 async def wait(seconds: float) -> None:
     import asyncio
 

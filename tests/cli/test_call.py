@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hostline.cli.app import EXAMPLES
 from hostline.cli.commands.call import parse_arguments
 from hostline.cli.exits import ExitCode, UsageError
 from hostline.cli.schemas import as_json, definition_text, method_text, type_text
@@ -103,6 +104,19 @@ def test_it_waits_for_a_server_that_starts_later(sock_dir: Path) -> None:
             assert server.stop() == 0
 
 
+@pytest.mark.parametrize("seconds", ["inf", "1e308", "1e10", "1e9", "3e6"])
+def test_however_long_a_time_limit_is_it_can_be_waited(shop: Path, seconds: str) -> None:
+    assert result_of(shop, "add", "[1]", "--timeout", seconds, "--wait", seconds) == 3
+    assert hostline("describe", shop, "--timeout", seconds).returncode == 0
+
+
+def test_the_example_of_the_help_works_with_every_service(shop: Path) -> None:
+    (line,) = [line for line, _ in EXAMPLES if " call " in line]
+    _, _, name, *arguments = line.split()
+    assert name == "payments"
+    assert result_of(shop, *arguments)["service"] == "shop"
+
+
 def test_values_that_json_lacks_are_written_all_the_same() -> None:
     assert as_json({b"k": [b"v"], 1: 2}) == b'{"aw==":["dg=="],"1":2}'
     assert as_json([{(1, 2): {"a": {None: 1}}}]) == b'[[[[1,2],{"a":[[null,1]]}]]]'
@@ -116,7 +130,7 @@ def test_a_service_is_described_for_people(shop: Path) -> None:
     done = hostline("describe", shop)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
-    assert text.startswith("shop 2.1: 11 methods\nSells things.\n\nNot everything is in stock.\n")
+    assert text.startswith("shop 2.1: 12 methods\nSells things.\n\nNot everything is in stock.\n")
     for block in (
         """
   add(a: int, b: int = ...) -> int

@@ -5,17 +5,20 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 import hostline as library
-from hostline.cli.exchange import Framing, read_input
+from hostline.cli.exchange import ConnectionEnd, Exchange, Framing, read_input
 from hostline.cli.exits import CommandError, ExitCode
 from hostline.cli.received import CopyTarget, describe_descriptor
 from tests.cli.running import Running, abstract_name, hostline, on_terminal
@@ -85,6 +88,34 @@ def test_datagrams_are_answered_also_where_there_is_no_runtime_directory(sock_di
         environment = {"HOSTLINE_RUNTIME_DIR": str(sock_dir / "no" / "such")}
         assert hostline("cat", address, "--type", "datagram", input=b"hello\n", env=environment).stdout == b"hello\n"
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("wait", ["inf", "1e308"])
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_a_wait_without_end_is_ended_by_the_other_side_or_by_ctrl_c(sock_dir: Path, kind: str, wait: str) -> None:
+    arguments = (sock_dir / "x", "--type", kind)
+    with (
+        Running("echo", *arguments, ready="listening") as server,
+        Running("cat", *arguments, "--wait", wait, stdin=subprocess.PIPE) as cat,
+    ):
+        stdin = cat.process.stdin
+        assert stdin
+        stdin.write(b"hello\n")
+        stdin.close()
+        cat.wait_for("hello")
+        assert (cat.stop(signal.SIGINT) if kind == "datagram" else cat.wait()) == (130 if kind == "datagram" else 0)
+        assert cat.err == ""
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["stream", "seqpacket"])
+def test_an_input_that_fails_in_an_unforeseen_way_ends_the_exchange(
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["stream", "seqpacket"]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    ours, theirs = library.socketpair(kind)
+    with theirs, pytest.raises(AttributeError, match="fileno"):
+        Exchange(ConnectionEnd(ours)).run()
 
 
 def pieces(data: bytes, framing: Framing, has_packets: bool = True) -> list[bytes]:

@@ -53,13 +53,22 @@ def test_each_command_explains_itself_with_examples(name: str) -> None:
     assert "Examples:" in text
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_help_fits_into_a_terminal_of_any_width(columns: int) -> None:
+    code, shown = on_terminal("--help", columns=columns)
+    assert code == 0
+    assert [line for line in shown.splitlines() if len(line) > columns] == []
+    for exit_code in ExitCode:
+        assert f" {exit_code.value} {exit_code.meaning} " in " ".join(shown.split())
+
+
 def test_the_help_lists_every_command_and_every_exit_code() -> None:
     text = hostline("--help").stdout.decode()
     for name in NAMES:
         summary = ROOT.commands[name].help.splitlines()[0]
         assert f"\n  {name:<13}{summary}\n" in text
     for code in ExitCode:
-        assert f"\n    {code.value:<5}{code.meaning}\n" in text
+        assert f"\n  {code.value:<5}{code.meaning[:50]}" in text
 
 
 def test_the_page_shows_every_command_with_every_option() -> None:
@@ -108,6 +117,11 @@ def test_path_prints_where_an_address_leads(sock_dir: Path) -> None:
     for address, found in (("payments", f"{sock_dir}/payments.sock"), ("unix:/x.sock", "/x.sock"), ("@a", "unix:@a")):
         assert hostline("path", address, env=variables).stdout == f"{found}\n".encode()
     assert list(sock_dir.iterdir()) == []
+
+
+def test_path_says_where_bare_names_live() -> None:
+    text = " ".join(hostline("path", "--help").stdout.decode().split())
+    assert "in /run/hostline for root, whatever XDG_RUNTIME_DIR says" in text
 
 
 def test_the_conformance_table_fits_into_100_columns() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hostline import errors
-from hostline.cli.exits import ExitCode, exit_code_of
+from hostline.cli.exits import ExitCode, exit_code_of, greeted
 from hostline.conformance import COLUMNS, Cell, Report, Row
 from tests.cli.running import Running, accepts, hostline
 from tests.leaks import wait_until
@@ -21,6 +21,7 @@ from tests.second_user import NOBODY
 from tests.tree import TREE
 
 SHOP = Path(__file__).with_name("shop.py")
+TALKS_TO_ANY = b"hostline cat talks to any Unix socket\n"
 
 
 @pytest.fixture
@@ -80,9 +81,22 @@ def test_nothing_at_the_address_cannot_be_connected_to(sock_dir: Path) -> None:
 
 def test_what_does_not_speak_hostline_breaks_the_protocol(sock_dir: Path) -> None:
     with Running("echo", sock_dir / "x", ready="listening") as server:
-        done = hostline("call", sock_dir / "x", "add", "[1]")
-        assert done.returncode == ExitCode.PROTOCOL, done
+        for arguments in (["call", sock_dir / "x", "add", "[1]"], ["describe", sock_dir / "x"]):
+            done = hostline(*arguments)
+            assert done.returncode == ExitCode.PROTOCOL, done
+            assert done.stderr.startswith(b"error: ")
+            assert done.stderr.endswith(b"\nhint: what answers there does not speak hostline; " + TALKS_TO_ANY)
         assert server.stop() == ExitCode.OK
+
+
+def test_a_server_of_another_protocol_version_is_told_from_one_that_is_no_hostline() -> None:
+    for text, notes in (
+        ("server speaks protocol version 2, this client 1", []),
+        ("frame kind 47 is unknown", ["what"]),
+    ):
+        with pytest.raises(errors.RemoteProtocolError) as caught, greeted():
+            raise errors.RemoteProtocolError(text)
+        assert [note.split()[0] for note in getattr(caught.value, "__notes__", [])] == notes
 
 
 def test_a_second_server_cannot_listen_and_the_first_goes_on(sock_dir: Path) -> None:

@@ -78,6 +78,16 @@ def test_the_mode_and_the_group_are_those_asked_for(sock_dir: Path) -> None:
         assert server.stop() == 0
 
 
+def test_what_peers_wrote_is_escaped_in_the_log(sock_dir: Path) -> None:
+    path = sock_dir / "x"
+    with Running("serve", f"{SHOP}:shop", "-a", path, ready="serving") as server:
+        assert hostline("call", path, "complain", r'["\u001b]0;pwned\u0007\n\tend"]').returncode == ExitCode.INTERNAL
+        server.wait_for("end")
+        assert "ValueError: bad \\x1b]0;pwned\\x07\n\tend\n" in server.err
+        assert not {c for c in server.err if not c.isprintable()} - set("\n\t")
+        assert server.stop() == 0
+
+
 def test_calls_that_run_are_finished_after_sigterm(sock_dir: Path) -> None:
     path = sock_dir / "x"
     with Running("serve", f"{SHOP}:shop", "-a", path, "--log-level", "warning") as server:

@@ -6,8 +6,9 @@ Needs the extra `hostline[cli]` (typer, rich). What a single command needs is im
 from __future__ import annotations
 
 import importlib.util
-import io
 import sys
+
+from hostline.cli.streams import open_missing, watch_output
 
 __all__ = ["main"]
 
@@ -16,6 +17,7 @@ _NEEDED = ("typer", "rich")
 
 def main() -> int:
     """Run the command with the arguments of this process; return its exit code, or leave with it."""
+    open_missing()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(
@@ -24,9 +26,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a service writes of itself may not fit into the terminal's encoding, and is shown all the same.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    # What a service writes of itself may not fit into the terminal's encoding, and is shown all the same.
+    watch_output()
     try:
         from hostline.cli.app import run
 

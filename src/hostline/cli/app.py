@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,22 +13,19 @@ from typer.core import TyperCommand, TyperGroup
 from hostline.cli.commands import call, conformance, demo, describe, echo, path, serve
 from hostline.cli.commands import cat as cat_command
 from hostline.cli.commands import run as run_command
-from hostline.cli.exits import ExitCode, reported
+from hostline.cli.exits import ExitCode, report_output, reported
+from hostline.cli.streams import OutputError, close_output
 
 __all__ = ["app", "run"]
 
-EPILOG = """\b
-Examples:
-  hostline demo                                   see it work, in under a minute
-  hostline serve payments.py:payments             serve a service
-  hostline call payments charge '[{"id": 1}]'     call it
-  hostline echo /tmp/x.sock                       a server to try things with
-  hostline cat /tmp/x.sock                        talk to any Unix socket
-
-\b
-Every command explains itself with --help. Exit codes:
-"""
-EPILOG += "".join(f"  {code.value:<5}{code.meaning}\n" for code in ExitCode)
+EXAMPLES = (
+    ("hostline demo", "see it work, in under a minute"),
+    ("hostline serve ./payments.py", "serve a service"),
+    ("hostline describe payments", "what it offers, and how to call it"),
+    ("hostline call payments hostline.health", "call what every service answers"),
+    ("hostline echo /tmp/x.sock", "a server to try things with"),
+    ("hostline cat /tmp/x.sock", "talk to any Unix socket"),
+)
 
 
 class _Command(TyperCommand):
@@ -45,10 +43,18 @@ class _Group(TyperGroup):
         """Return the names of the sub-commands."""
         return list(self.commands)
 
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples and the exit codes, each meaning wrapped beside its code."""
+        with formatter.section("Examples"):
+            formatter.write_dl(EXAMPLES, col_max=40)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code.value), code.meaning) for code in ExitCode])
+        formatter.write_paragraph()
+        formatter.write_text("Every command explains itself with --help.")
+
 
 app = typer.Typer(
     cls=_Group,
-    epilog=EPILOG,
     no_args_is_help=True,
     # Plain text: it reads the same in a pipe, a pager and a narrow window, and takes half the time to appear.
     rich_markup_mode=None,
@@ -103,4 +109,13 @@ _add("conformance", conformance.conformance, conformance.EXAMPLES)
 
 def run() -> None:
     """Run the command with the arguments of this process, and leave with its exit code."""
-    app(prog_name="hostline")
+    try:
+        try:
+            app(prog_name="hostline")
+        finally:
+            sys.stdout.flush()  # what --help and --version wrote; a command has seen to its own
+    except BrokenPipeError:
+        close_output()
+        sys.exit(ExitCode.BROKEN_PIPE)
+    except OutputError as error:
+        sys.exit(report_output(error))

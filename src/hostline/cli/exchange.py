@@ -253,6 +253,7 @@ class Exchange:
         Raises:
             HostlineError: Sending or receiving failed.
             CommandError: The input or a copy did.
+            OutputError: Standard output cannot be written.
         """
         # A daemon: a read of standard input cannot be interrupted, and must not keep the program.
         threading.Thread(target=self._send_input, name="hostline-cat-input", daemon=True).start()
@@ -317,7 +318,7 @@ class Exchange:
         except OSError as error:
             text = f"standard input cannot be read: {error.strerror}"
             self._fail(error if isinstance(error, HostlineError) else CommandError(text))
-        except (HostlineError, CommandError) as error:
+        except Exception as error:  # a fault of this program too: unless told, the receiving side would wait for ever
             self._fail(error)
         else:
             if self.wait is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-import os
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import ParamSpec
 import typer
 
 from hostline import errors
+from hostline.cli.streams import OutputError, close_output
 from hostline.cli.terminal import escape
 
 __all__ = [
@@ -26,7 +26,9 @@ __all__ = [
     "UsageError",
     "checked_values",
     "exit_code_of",
+    "greeted",
     "report",
+    "report_output",
     "reported",
     "signals_held",
 ]
@@ -51,7 +53,7 @@ class ExitCode(enum.IntEnum):
         return member
 
     OK = 0, "it worked; a server was told to stop and has stopped cleanly"
-    FAILURE = 1, "something else went wrong, such as a file that cannot be read"
+    FAILURE = 1, "something else went wrong, such as a file that cannot be read, or output that cannot be written"
     USAGE = 2, "the command line, or an address in it, cannot be used as written"
     CANNOT_CONNECT = 3, "no server can be reached at the address"
     REFUSED = 4, "permission: the kernel, the server's rules, or the check of who runs the server said no"
@@ -161,8 +163,27 @@ def report(error: BaseException) -> ExitCode:
     if isinstance(error, errors.PeerRefusedError) and "pass server=" in text:
         # The library's advice is for programs.
         lines = [lines[0].partition("; to trust it")[0], "hint: --server-user NAME or --any-server trusts it"]
-    print("\n".join(lines), file=sys.stderr)
+    lines += [f"hint: {note}" for note in getattr(error, "__notes__", ())]
+    with contextlib.suppress(OSError):  # standard error is full or gone: the exit code tells it
+        print("\n".join(lines), file=sys.stderr)
     return code
+
+
+def report_output(error: OutputError) -> ExitCode:
+    """Report that standard output cannot be written; what it still holds is dropped."""
+    close_output()
+    return report(CommandError(f"standard output cannot be written: {error.strerror}"))
+
+
+@contextlib.contextmanager
+def greeted() -> Iterator[None]:
+    """Add a hint to the error of a server that cannot even greet; for the connect alone, which waits for its hello."""
+    try:
+        yield
+    except errors.RemoteProtocolError as error:
+        if "protocol version" not in str(error):  # that one is hostline, of another age
+            error.add_note("what answers there does not speak hostline; hostline cat talks to any Unix socket")
+        raise
 
 
 class _Terminated(BaseException):
@@ -186,8 +207,10 @@ def reported(function: Callable[P, int | None]) -> Callable[P, None]:
                 code = function(*args, **keywords)
                 sys.stdout.flush()
         except BrokenPipeError:
-            _close_output()
+            close_output()
             code = ExitCode.BROKEN_PIPE
+        except OutputError as error:
+            code = report_output(error)
         except (CommandError, errors.HostlineError) as error:
             code = report(error)
         except KeyboardInterrupt:
@@ -229,10 +252,3 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _close_output() -> None:
-    """Point standard output to nowhere, so that the interpreter's last flush does not fail once more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -36,6 +36,11 @@ __all__ = [
 ]
 
 
+# The longest time limit that is measured, in seconds: thirty years. Python counts nanoseconds in 64 bits, which end at
+# 292 years, and adds the present to what it is given.
+_LONGEST_WAIT = 1e9
+
+
 class SocketKind(enum.StrEnum):
     """The socket types, as `--type` takes them."""
 
@@ -96,14 +101,14 @@ def server_rule(users: Sequence[str] | None, is_anyone: bool, otherwise: Peers |
 
 
 def time_limit(seconds: float, option: str = "--timeout") -> float:
-    """Return a number of seconds, `inf` among them, if it is one that can be waited.
+    """Return a number of seconds if it is one that can be waited; more than fits into a kernel's clock becomes `inf`.
 
     Raises:
         UsageError: It is negative or not a number.
     """
     if math.isnan(seconds) or seconds < 0:
         raise UsageError(f"{option} of {seconds:g} seconds must be zero or more; inf waits without limit")
-    return seconds
+    return seconds if seconds <= _LONGEST_WAIT else math.inf
 
 
 Address = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hostline.cli.exits import UsageError
+from hostline.cli.exits import UsageError, greeted
 from hostline.cli.options import Address, AnyServer, ServerUsers, Timeout, server_rule, time_limit
 from hostline.cli.terminal import escape, is_terminal, print_json, write_bytes
 
@@ -72,14 +72,16 @@ def call(
     from hostline.limits import DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
 
     limit = time_limit(timeout)
-    with sync.connect(
-        address,
-        server=rule,
-        timeout=limit,
-        connect_timeout=min(limit, DEFAULT_CONNECT_TIMEOUT),
-        wait=time_limit(wait, "--wait"),
-        max_frame_size=HARD_MAX_FRAME_SIZE,
-    ) as line:
+    with greeted():
+        line = sync.connect(
+            address,
+            server=rule,
+            timeout=limit,
+            connect_timeout=min(limit, DEFAULT_CONNECT_TIMEOUT),
+            wait=time_limit(wait, "--wait"),
+            max_frame_size=HARD_MAX_FRAME_SIZE,
+        )
+    with line:
         result = make_call(line, method, args, keywords)
     print_result(result, is_raw=raw, is_one_line=json)
 

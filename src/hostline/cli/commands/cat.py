@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -138,6 +139,8 @@ def cat(
         stack.callback(end.close)
         if kind is SocketKind.DATAGRAM and not listen and limit is None:
             limit = _DATAGRAM_WAIT
+        if limit == math.inf:
+            limit = None
         Exchange(
             end,
             Framing(packet_size),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hostline.cli.exits import greeted
 from hostline.cli.options import Address, AnyServer, Json, ServerUsers, Timeout, server_rule, time_limit
 from hostline.cli.terminal import console, escape, is_terminal, print_json
 
@@ -56,9 +57,11 @@ def fetch(address: str, timeout: float, server: Any) -> ServiceDescription:
     from hostline.rpc.builtin import ServiceDescription
 
     connect_timeout = min(timeout, DEFAULT_CONNECT_TIMEOUT)
-    with sync.connect(
-        address, server=server, timeout=timeout, connect_timeout=connect_timeout, max_frame_size=HARD_MAX_FRAME_SIZE
-    ) as line:
+    with greeted():
+        line = sync.connect(
+            address, server=server, timeout=timeout, connect_timeout=connect_timeout, max_frame_size=HARD_MAX_FRAME_SIZE
+        )
+    with line:
         service: ServiceDescription = line.call("hostline.describe", returns=ServiceDescription)
         return service
 

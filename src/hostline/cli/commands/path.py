@@ -19,6 +19,9 @@ def path(address: Address) -> None:
 
     For a bare name that is a path, which programs other than hostline can use. Nothing is made or opened. An
     abstract name is printed as unix:@NAME.
+
+    Bare names live in $HOSTLINE_RUNTIME_DIR; unless that is set, in /run/hostline for root, whatever
+    XDG_RUNTIME_DIR says, and for everybody else in hostline below $XDG_RUNTIME_DIR or /run/user/UID.
     """
     import os
     import sys

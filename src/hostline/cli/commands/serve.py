@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
+from hostline.cli.terminal import escape
 from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
 
 if TYPE_CHECKING:
@@ -140,8 +142,14 @@ def _loop_factory(kind: LoopKind) -> Callable[[], AbstractEventLoop] | None:
 
 def _start_logging(level: LogLevel) -> None:
     """Log to standard error, unless the module that is served has its own mind (it is imported afterwards)."""
-    import logging
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level.value.upper())
 
-    logging.basicConfig(
-        stream=sys.stderr, level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+
+class _Formatter(logging.Formatter):
+    """Escape whole entries, tracebacks too; in files as well, because a log is read on a terminal sooner or later."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of an entry."""
+        return escape(super().format(record))
