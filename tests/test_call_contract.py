@@ -1105,12 +1105,17 @@ def test_a_graceful_stop_answers_what_runs_and_what_waits(
 def test_calls_that_outlast_the_grace_end_with_an_error_that_promises_nothing(
     stage: Stage, gate: threading.Event, journal: Journal
 ) -> None:
-    server = stage.serve(held_service(journal, gate))
+    server = stage.serve(held_service(journal, gate), concurrency=1)
     line = stage.connect(reconnect_timeout=0.1)
     held = line.start("task", "a")
     journal.wait_for("started a")
+    queued = line.start("task", "b")
+    assert wait_until(lambda: server.waiting_count == 1)
     with takes_less_than(5):
         server.stop(grace=0.1)
+    with pytest.raises(hostline.UnavailableError) as caught:
+        queued.result(5)
+    assert caught.value.is_safe_to_repeat, "it was never begun"
     with pytest.raises(hostline.UnavailableError) as caught:
         held.result(5)
     assert not caught.value.is_safe_to_repeat

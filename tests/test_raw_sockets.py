@@ -382,7 +382,7 @@ def test_accepting_ends_when_somebody_shuts_the_listening_socket_down(face: Face
     async def scenario(face: Face) -> None:
         async with face.listen(sock_dir / "s", kind) as listener:
             listener.socket.shutdown(socket.SHUT_RDWR)
-            with pytest.raises(SocketError, match="shut the listening socket down|invalid argument"):
+            with pytest.raises(SocketError, match="shut the listening socket down"):
                 await listener.accept(timeout=5)
 
     face.run(scenario)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["NEVER", "Deadline", "monotonic"]
+__all__ = ["NEVER", "Deadline", "monotonic", "poll_milliseconds"]
 
 monotonic = time.monotonic
 
@@ -61,3 +62,18 @@ class Deadline:
 
 
 NEVER = Deadline(math.inf)
+
+# What poll(2) takes at most, in milliseconds: a C int, nearly 25 days.
+_LONGEST_POLL: Final = 0x7FFF_FFFF
+
+
+def poll_milliseconds(seconds: float) -> int | None:
+    """Return how long to poll: None for ever.
+
+    Rounded up, so that a wait never ends just before its deadline and goes round again. Cut to what poll(2) takes,
+    before it becomes an integer: whoever waits longer looks at the deadline and polls again.
+    """
+    if seconds == math.inf:
+        return None
+    milliseconds = seconds * 1000
+    return int(milliseconds) + 1 if milliseconds < _LONGEST_POLL else _LONGEST_POLL

@@ -620,7 +620,7 @@ def test_a_late_call_that_the_farewell_does_not_rule_out_is_answered() -> None:
     goaway, *errors = frames(sent(server))
     assert decode_farewell(goaway.payload).last_call_id == MAX_ID
     assert [frame.call_id for frame in errors] == [2, MAX_ID - 1]
-    assert {decode_failure(frame.payload).code for frame in errors} == {ErrorCode.UNAVAILABLE}
+    assert {decode_failure(frame.payload).code for frame in errors} == {ErrorCode.NOT_RUN}
     assert server.in_flight == {MAX_ID, 1}
 
 

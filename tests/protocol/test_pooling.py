@@ -65,10 +65,10 @@ def test_at_most_max_size_are_open_at_once(max_size: int) -> None:
 def test_the_last_used_is_lent_first() -> None:
     pool = a_pool()
     opened(pool, "a", "b", "c")
-    assert [pool.acquire(), pool.acquire(), pool.acquire(), pool.acquire()] == ["c", "b", "a", None]
+    assert [pool.acquire(2.0)[0] for _ in range(4)] == ["c", "b", "a", None]
     assert (pool.size, pool.idle_count) == (3, 0)
     pool.release("a", 5.0)
-    assert pool.acquire() == "a"
+    assert pool.acquire(5.0) == ("a", [])
 
 
 def test_an_unused_connection_is_closed_at_its_age_and_not_before() -> None:
@@ -83,9 +83,34 @@ def test_an_unused_connection_is_closed_at_its_age_and_not_before() -> None:
 def test_putting_one_back_closes_those_that_grew_old() -> None:
     pool = a_pool(idle_lifetime=10.0)
     opened(pool, "old", "in use")
-    assert pool.acquire() == "in use"
+    assert pool.acquire(2.0) == ("in use", [])
     assert pool.release("in use", 30.0) == ["old"]
-    assert pool.acquire() == "in use"
+    assert pool.acquire(30.0) == ("in use", [])
+
+
+def test_taking_one_closes_those_that_grew_old_and_never_lends_them() -> None:
+    pool = a_pool(idle_lifetime=10.0)
+    opened(pool, "old", "newer", "newest")
+    assert pool.acquire(11.5) == ("newest", ["old", "newer"])
+    pool.release("newest", 12.0)
+    assert pool.acquire(1000.0) == (None, ["newest"])
+    assert (pool.size, pool.idle_count) == (0, 0)
+
+
+def test_taking_one_leaves_the_minimum_however_old_it_is() -> None:
+    pool = a_pool(min_size=2)
+    opened(pool, "a", "b", "c")
+    assert pool.acquire(1000.0) == ("c", ["a"])
+    assert pool.acquire(1000.0) == ("b", [])
+
+
+def test_counts_are_restored_from_what_is_idle_and_lent() -> None:
+    pool = a_pool()
+    opened(pool, "a", "b", "c")
+    pool.acquire(2.0)
+    pool.restore(["a", "c"], 1, 9.0)  # b went missing, c comes back
+    assert (pool.size, pool.idle_count) == (3, 2)
+    assert pool.acquire(10.0) == ("c", ["a"])
 
 
 def test_the_minimum_stays_however_old_it_is() -> None:
@@ -99,7 +124,7 @@ def test_the_minimum_stays_however_old_it_is() -> None:
 def test_connections_in_use_count_for_the_minimum() -> None:
     pool = a_pool(min_size=1)
     opened(pool, "idle", "in use")
-    pool.acquire()
+    pool.acquire(2.0)
     assert pool.expire(1000.0) == ["idle"]
     assert pool.size == 1
 
@@ -107,7 +132,7 @@ def test_connections_in_use_count_for_the_minimum() -> None:
 def test_draining_gives_every_idle_connection_and_keeps_the_count_of_the_others() -> None:
     pool = a_pool(min_size=3)
     opened(pool, "a", "b", "c")
-    pool.acquire()
+    pool.acquire(2.0)
     assert pool.drain() == ["a", "b"]
     assert (pool.size, pool.idle_count) == (1, 0)
     assert pool.drain() == []
@@ -133,7 +158,8 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def acquire(self) -> None:
-        member = self.pool.acquire()
+        member, expired = self.pool.acquire(self.now)
+        self.closed(expired)
         if member is not None:
             assert member == self.idle.pop()[1]
             self.lent.append(member)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import pytest
@@ -33,6 +33,7 @@ from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
     Repeats,
+    check_returns,
     deadline_error,
     exception_for,
     farewell_error,
@@ -40,6 +41,7 @@ from hostline.rpc.calling import (
     read_answer,
     wire_time,
 )
+from hostline.rpc.stubs import interface_methods
 from hostline.unix.credentials import Peers
 from hostline.wire.codec import (
     ErrorCode,
@@ -94,6 +96,7 @@ CODES = {value for name, value in vars(ErrorCode).items() if not name.startswith
         (ErrorCode.CANCELLED, CallCancelledError),
         (ErrorCode.DENIED, MethodDeniedError),
         (ErrorCode.UNAVAILABLE, UnavailableError),
+        (ErrorCode.NOT_RUN, UnavailableError),
         (ErrorCode.INTERNAL, InternalError),
         (ErrorCode.DECLARED, RemoteError),
     ],
@@ -103,13 +106,14 @@ def test_every_code_is_raised_as_its_own_error(code: str, cls: type[CallError]) 
         read_answer(one(encode_failure(1, code, "Name", "the words")), Any)
     assert type(caught.value) is cls
     assert caught.value.message == "the words"
-    assert caught.value.is_retryable is (code in (ErrorCode.OVERLOADED, ErrorCode.UNAVAILABLE))
+    assert caught.value.is_retryable is (code in (ErrorCode.OVERLOADED, ErrorCode.UNAVAILABLE, ErrorCode.NOT_RUN))
+    assert getattr(caught.value, "is_safe_to_repeat", False) is (code == ErrorCode.NOT_RUN)
 
 
 def test_the_codes_above_are_all_there_are() -> None:
     assert {
         "deadline", "overloaded", "not_found", "invalid_argument", "cancelled", "denied", "unavailable", "internal",
-        "declared",
+        "declared", "not_run",
     } == CODES  # fmt: skip
 
 
@@ -229,6 +233,25 @@ def test_an_idempotent_call_is_made_again_a_bounded_number_of_times(method: str,
         repeats.broke(BrokenCallError("gone", was_sent=True), connection())
 
 
+# --- result types --------------------------------------------------------------------------------------
+
+
+def test_a_result_type_that_is_not_hashable_passes_like_any_other() -> None:
+    unhashable = Annotated[int, {"a": 1}]
+    check_returns(unhashable)
+    assert read_answer(one(encode_reply(1, 5)), unhashable) == 5
+
+    class Counter(hostline.Interface, Protocol):
+        def count(self) -> Annotated[int, {"a": 1}]: ...
+
+    assert [method.name for method in interface_methods(Counter, hostline.Interface)] == ["count"]
+
+
+def test_a_result_type_that_nothing_can_be_decoded_into_is_refused_also_when_it_is_not_hashable() -> None:
+    with pytest.raises(TypeError):
+        check_returns(Annotated[int | complex | OutOfStock, {"a": 1}])
+
+
 # --- settings ------------------------------------------------------------------------------------------
 
 
@@ -247,12 +270,18 @@ def test_what_is_left_out_has_its_default() -> None:
     assert made.address.text == "/tmp/x"
 
 
-@pytest.mark.parametrize("name", ["connect_timeout", "wait", "reconnect_timeout"])
+@pytest.mark.parametrize("name", ["timeout", "wait", "reconnect_timeout"])
 @pytest.mark.parametrize("seconds", [-1.0, math.nan])
 def test_seconds_are_zero_or_more(name: str, seconds: float) -> None:
     with pytest.raises(ValueError, match=f"{name} of {seconds} seconds must be zero or more"):
         settings(**{name: seconds})
     assert getattr(settings(**{name: 0.0}), name) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0, -1.0, math.nan])
+def test_a_connect_timeout_is_above_zero(seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"connect_timeout of {seconds} seconds must be above 0"):
+        settings(connect_timeout=seconds)
 
 
 @pytest.mark.parametrize("size", [1023, 16777217])

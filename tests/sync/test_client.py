@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
+import signal
 import threading
 import time
 import weakref
@@ -17,6 +19,7 @@ from tests.leaks import wait_until
 from tests.serving import Conversation, Journal, ScriptedServer, ServerThread, held_service, takes_less_than
 
 import hostline
+from hostline.clock import poll_milliseconds
 from hostline.errors import (
     ClosedError,
     ConnectTimeoutError,
@@ -24,8 +27,11 @@ from hostline.errors import (
     PeerRefusedError,
     UnavailableError,
 )
-from hostline.wire.codec import encode_reply
-from hostline.wire.frame import Kind
+from hostline.rpc.calling import LineSettings
+from hostline.sync.caller import Caller
+from hostline.sync.pool import Loan
+from hostline.wire.codec import ServerHello, encode_hello, encode_reply
+from hostline.wire.frame import Kind, encode_frame
 
 
 @pytest.fixture
@@ -125,16 +131,15 @@ def test_a_connection_that_comes_back_as_the_first_in_line_gives_up_is_not_lost(
 ) -> None:
     with hostline.connect(address, max_size=1) as line:
         pool = line._pool
-        connection = pool.acquire(1)
-        assert connection is not None
+        loan = Loan()
+        assert pool.acquire(loan, 1) is not None
         impatient = submit(line.call, "echo", 1, timeout=0.2)
         assert wait_until(lambda: pool.waiting_count == 1)
         patient = submit(line.call, "echo", 2, timeout=10)
         assert wait_until(lambda: pool.waiting_count == 2)
         with pool._lock:  # the impatient one's time runs out while it cannot take the lock
             time.sleep(0.4)
-            pool._pool.release(connection, time.monotonic())
-            pool._serve()
+            pool._take_back(loan)
         with takes_less_than(2):
             assert patient.result(5) == 2
         try:
@@ -197,6 +202,8 @@ def test_the_connection_used_last_is_used_first(server: ServerThread, address: s
         {"min_size": 5, "max_size": 3},
         {"idle_lifetime": 0},
         {"connect_timeout": -1},
+        {"connect_timeout": 0},
+        {"timeout": -1},
         {"wait": -1},
         {"reconnect_timeout": -1},
         {"max_frame_size": 10},
@@ -235,7 +242,6 @@ def test_a_call_interrupted_by_an_exception_leaves_no_connection_behind_that_awa
     server: ServerThread, address: str, journal: Journal, gate: threading.Event
 ) -> None:
     """As Control-C does, in the middle of the wait."""
-    import signal
 
     class Interrupted(Exception):
         pass
@@ -364,6 +370,129 @@ def test_closing_while_everybody_calls_never_hangs_nor_leaks(server: ServerThrea
     assert wait_until(lambda: server.connection_count == 0)
 
 
+def test_closing_ends_a_call_that_waits_to_be_greeted(address: str, submit: Submit) -> None:
+    released = threading.Event()
+
+    def say_nothing(_: Conversation) -> None:
+        released.wait(10)
+
+    with ScriptedServer(address, lambda conversation: conversation.greet(), say_nothing) as server:
+        line = hostline.connect(address, connect_timeout=8)
+        assert server.conversations[0].has_left.wait(10)
+        call = submit(line.call, "act", timeout=20)
+        assert wait_until(lambda: len(server.conversations) == 2)
+        time.sleep(0.1)
+        with takes_less_than(3):
+            line.close()
+            with pytest.raises(ClosedError):
+                call.result(10)
+        assert line.pool_size == 0
+        released.set()
+
+
+def test_closing_ends_a_call_that_waits_in_a_full_backlog(address: str, submit: Submit) -> None:
+    import socket
+
+    gate = threading.Event()
+    gate.set()
+    with ServerThread(held_service(Journal(), gate), address):
+        line = hostline.connect(address, connect_timeout=15)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as crowd:
+        Path(address).unlink(missing_ok=True)
+        listener.bind(address)
+        listener.listen(0)
+        crowd.connect(address)
+        call = submit(line.call, "quick", "x", timeout=20)
+        assert wait_until(lambda: line.pool_size == 1 and line._pool.idle_count == 0)
+        time.sleep(0.2)
+        with takes_less_than(5):
+            line.close()
+            with pytest.raises(ClosedError):
+                call.result(10)
+    Path(address).unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_exceptions_of_signal_handlers_never_cost_a_place_wherever_they_strike(
+    server: ServerThread, address: str
+) -> None:
+    class Interrupted(BaseException):
+        """Like KeyboardInterrupt, nothing that an `except Exception` takes for its own."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    rng = random.Random(5)
+    interrupts = 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with hostline.connect(address, max_size=2) as line:
+            end = time.monotonic() + 8
+            while interrupts < 5000 and time.monotonic() < end:
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(10e-6, 600e-6))
+                        for number in range(20):
+                            line.call("echo", number, timeout=5)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Interrupted:
+                    interrupts += 1
+                assert line.pool_size == line._pool.idle_count <= 2, f"after {interrupts} interrupts"
+            assert interrupts > 200
+            assert line.call("echo", 1) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_exceptions_of_signal_handlers_never_cost_a_place_in_the_line_either(
+    server: ServerThread, address: str, submit: Submit
+) -> None:
+    class Interrupted(BaseException):
+        """Like KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    stop = threading.Event()
+
+    def work(line: hostline.Line) -> None:
+        while not stop.is_set():
+            line.call("echo", 1, timeout=10)
+
+    rng = random.Random(6)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with hostline.connect(address, max_size=2) as line:
+            crowd = [submit(work, line) for _ in range(3)]
+            end = time.monotonic() + 4
+            interrupts = 0
+            while interrupts < 2000 and time.monotonic() < end:
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(10e-6, 1e-3))
+                        for number in range(20):
+                            line.call("echo", number, timeout=5)
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Interrupted:
+                    interrupts += 1
+            stop.set()
+            for done in crowd:
+                done.result(15)
+            assert interrupts > 50
+            assert line.pool_size == line._pool.idle_count <= 2
+            assert line._pool.waiting_count == 0
+    finally:
+        stop.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # --- waiting -------------------------------------------------------------------------------------------
 
 
@@ -464,3 +593,41 @@ def test_a_killed_pool_member_does_not_take_others_with_it(address: str) -> None
             with pytest.raises(UnavailableError):
                 bad.result(5)
         assert sum(frame.kind == Kind.CALL for talk in server.conversations for frame in talk.calls) == 5
+
+
+def test_a_server_that_sends_without_end_is_not_read_without_end() -> None:
+    """A call that broke reads what is left: two frames and no more, however much comes."""
+    import socket
+
+    class Endless(socket.socket):
+        size = 0
+
+        def recv(self, *_: int) -> bytes:
+            Endless.size += 65536
+            assert Endless.size < 64 << 20, "read without end"
+            return pings
+
+    pings = encode_frame(Kind.PING, 0, b"") * 4096
+    settings = LineSettings.of(
+        "/tmp/x", server=None, timeout=1.0, connect_timeout=1.0, wait=0.0, reconnect_timeout=0.0, max_frame_size=65536
+    )
+    nobody: Any = None
+    with Endless(socket.AF_UNIX) as sock:
+        connection = Caller(sock, nobody, settings)
+        connection.protocol.receive_data(encode_hello(ServerHello(service="s", methods=[])))
+        assert connection._read_rest() == []
+        assert Endless.size <= 1 << 20
+        assert not connection.is_usable
+
+
+@pytest.mark.parametrize("seconds", [30 * 86400.0, 1e13, 1e306, math.inf])
+def test_a_wait_beyond_what_poll_takes_is_a_wait_all_the_same(seconds: float) -> None:
+    one, other = hostline.socketpair()
+    with one, other:
+        sender = threading.Timer(0.05, other.send, [b"x"])
+        sender.start()
+        try:
+            assert one.recv(timeout=seconds) == b"x"
+        finally:
+            sender.join()
+    assert poll_milliseconds(seconds) in (0x7FFF_FFFF, None)

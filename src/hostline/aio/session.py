@@ -520,7 +520,8 @@ class Session:
     def abort_calls(self, reason: str) -> None:
         """Answer every open call with an error and tell its handler to end."""
         for call in list(self._calls.values()):
-            self._abort(call, ErrorCode.UNAVAILABLE, CallError(reason))
+            code = ErrorCode.NOT_RUN if call.context is None else ErrorCode.UNAVAILABLE
+            self._abort(call, code, CallError(reason))
         self.flush()
 
     def _violate(self, error: RemoteProtocolError) -> None:

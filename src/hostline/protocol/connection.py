@@ -401,7 +401,7 @@ class ServerConnection(_Connection):
             raise RemoteProtocolError(f"call {call_id} after the client's own goaway")
         if self._is_leaving:
             if call_id <= self._last_call_id:  # ids began anew: the farewell does not rule this one out
-                self._outgoing.append(encode_failure(call_id, ErrorCode.UNAVAILABLE, "", _NOT_RUN, self.max_reply_size))
+                self._outgoing.append(encode_failure(call_id, ErrorCode.NOT_RUN, "", _NOT_RUN, self.max_reply_size))
             return
         if call_id > self._last_call_id:
             self._last_call_id = call_id

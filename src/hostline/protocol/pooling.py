@@ -1,11 +1,13 @@
 """Which pooled connection serves a call: decided here, carried out by the face.
 
 Connections are lent last in, first out: the one used last is warm in the caches and the others grow old enough to
-be closed. The rules hold the counts; the lock and the waiting are the face's.
+be closed. The rules hold the counts; the lock and the waiting are the face's. Age is looked at whenever somebody
+acquires or releases: a pool that nobody touches closes nothing by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,7 +23,7 @@ class PoolSettings:
     Attributes:
         min_size: Connections kept open however long they are unused.
         max_size: Connections open at once; a further caller waits for one.
-        idle_lifetime: Seconds after which an unused connection above `min_size` is closed.
+        idle_lifetime: Seconds after which an unused connection above `min_size` is closed, by the next use of the pool.
 
     Raises:
         ValueError: The bounds contradict each other.
@@ -58,9 +60,18 @@ class Pool(Generic[Member]):
         """Connections that nobody uses."""
         return len(self._idle)
 
-    def acquire(self) -> Member | None:
-        """Return the connection used last, or None if none is idle: then see `may_open`."""
-        return self._idle.pop()[1] if self._idle else None
+    def acquire(self, now: float) -> tuple[Member | None, list[Member]]:
+        """Return the connection used last, or None if none is idle, and those that have been idle too long.
+
+        None means: see `may_open`. The others are to be closed.
+        """
+        idle = self._idle
+        if not idle:
+            return None, []
+        if idle[0][0] > now - self.settings.idle_lifetime:
+            return idle.pop()[1], []
+        expired = self.expire(now)
+        return (idle.pop()[1] if idle else None), expired
 
     def may_open(self) -> bool:
         """Say whether one more may be opened; if so its place is taken, and `discard` gives it back."""
@@ -99,3 +110,16 @@ class Pool(Generic[Member]):
         self.size -= len(members)
         self._idle.clear()
         return members
+
+    def restore(self, idle: Collection[Member], lent_count: int, now: float) -> None:
+        """Set the counts right after an exception struck in the middle of a change.
+
+        Args:
+            idle: Every connection that nobody uses.
+            lent_count: Connections that are lent or being opened.
+            now: The age of those that were on their way back counts from here.
+        """
+        kept = [(since, member) for since, member in self._idle if member in idle]
+        known = [member for _, member in kept]
+        self._idle = kept + [(now, member) for member in idle if member not in known]
+        self.size = len(self._idle) + lent_count

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from hostline.clock import Deadline
@@ -107,12 +108,10 @@ class LineSettings:
         where = parse_address(address)
         if isinstance(where, InheritedAddress):
             raise AddressError(where.text, "is a listening socket that this process inherited; connect to its path")
-        for name, seconds in (
-            ("connect_timeout", connect_timeout),
-            ("wait", wait),
-            ("reconnect_timeout", reconnect_timeout),
-        ):
-            if not seconds >= 0:
+        if not connect_timeout > 0:
+            raise ValueError(f"connect_timeout of {connect_timeout} seconds must be above 0: a greeting takes time")
+        for name, seconds in (("wait", wait), ("reconnect_timeout", reconnect_timeout), ("timeout", timeout)):
+            if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} of {seconds} seconds must be zero or more")
         return cls(
             where,
@@ -221,6 +220,7 @@ _BY_CODE: Final[dict[str, Callable[[str], Exception]]] = {
     ErrorCode.CANCELLED: CallCancelledError,
     ErrorCode.DENIED: MethodDeniedError,
     ErrorCode.UNAVAILABLE: UnavailableError,
+    ErrorCode.NOT_RUN: partial(UnavailableError, is_safe_to_repeat=True),
     ErrorCode.INTERNAL: InternalError,
 }
 

@@ -6,12 +6,11 @@ broken connection it is of no more use.
 
 from __future__ import annotations
 
-import math
 import select
 import socket
 from typing import Any, Final
 
-from hostline.clock import Deadline
+from hostline.clock import Deadline, poll_milliseconds
 from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
@@ -32,16 +31,43 @@ _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Caller:
-    """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread."""
+    """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread.
 
-    __slots__ = ("_is_cut_off", "_poll_in", "_sock", "peer", "protocol")
+    Attributes:
+        loan: Who uses it, for the pool; None while it is idle.
+        peer: Who runs the server.
+        protocol: What was said on it so far.
+    """
 
-    def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, deadline: Deadline) -> None:
-        """Take over a connected socket and be greeted.
+    __slots__ = ("_is_cut_off", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
+
+    def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings) -> None:
+        """Take over a connected socket; `greet` comes next.
 
         Args:
             sock: A connected stream socket; it is this object's from now on, also on failure.
             peer: Who runs the server.
+            settings: Of the line.
+        """
+        self._sock = sock
+        self._is_cut_off = True  # until it is greeted
+        # The largest answer, and as much again of what may stand before it: a farewell, pings.
+        self._rest_size = 2 * (settings.max_frame_size + READ_SIZE)
+        self.loan: object | None = None
+        self.peer = peer
+        try:
+            poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+            self._poll_in = poll.poll
+            self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def greet(self, settings: LineSettings, deadline: Deadline) -> None:
+        """Introduce this program and be greeted; after a failure the connection is of no use.
+
+        Args:
             settings: Of the line.
             deadline: When to stop waiting for the greeting.
 
@@ -51,20 +77,6 @@ class Caller:
             SocketTimeoutError: It does not greet.
             RemoteProtocolError: It does not speak this protocol.
         """
-        self._sock = sock
-        self._is_cut_off = False
-        self.peer = peer
-        try:
-            poll = select.poll()
-            poll.register(self._sock.fileno(), select.POLLIN)
-            self._poll_in = poll.poll
-            self.protocol = ClientConnection(program_name(), settings.max_frame_size)
-            self._greet(settings, deadline)
-        except BaseException:
-            self.close()
-            raise
-
-    def _greet(self, settings: LineSettings, deadline: Deadline) -> None:
         where = settings.address.text
         try:
             for data in self.protocol.data_to_send():
@@ -81,6 +93,7 @@ class Caller:
         except TimeoutError:
             reason = f"connected, but no hello within {settings.connect_timeout:g} seconds"
             raise SocketTimeoutError("connect", "stream", where, None, reason) from None
+        self._is_cut_off = False
 
     def call(
         self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
@@ -133,14 +146,14 @@ class Caller:
                 if poll is None:
                     poll = select.poll()
                     poll.register(self._sock.fileno(), select.POLLOUT)
-                if not poll.poll(_milliseconds(deadline)) and deadline.has_passed():
+                if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
                     raise TimeoutError from None
             except OSError as error:
                 raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
 
     def _receive(self, deadline: Deadline) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
-        if not self._poll_in(_milliseconds(deadline)) and deadline.has_passed():
+        if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
         try:
             data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
@@ -161,10 +174,13 @@ class Caller:
         return answers
 
     def _read_rest(self) -> list[Answer]:
-        """Read what is left after the other side closed."""
+        """Read what is left after the other side closed; what one still sends is not read for ever."""
         answers: list[Answer] = []
+        self._is_cut_off = True
+        left = self._rest_size
         try:
-            while data := self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT):
+            while left > 0 and not answers and (data := self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)):
+                left -= len(data)
                 answers += self.protocol.receive_data(data)
         except (OSError, RemoteProtocolError):
             pass  # nothing more can be known
@@ -186,11 +202,3 @@ class Caller:
     def close(self) -> None:
         """Close the socket; the server cancels what was in flight."""
         self._sock.close()
-
-
-def _milliseconds(deadline: Deadline) -> int | None:
-    left = deadline.remaining()
-    if left == math.inf:
-        return None
-    # Rounded up, so that a wait never ends just before its deadline and goes round again; bounded for poll(2).
-    return min(int(left * 1000) + 1, 0x7FFF_FFFF)

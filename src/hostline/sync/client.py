@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
-from hostline.clock import Deadline
+from hostline.clock import Deadline, monotonic
 from hostline.errors import (
     AddressNotFoundError,
     ClosedError,
     ConnectRefusedError,
     ConnectTimeoutError,
+    HostlineError,
     SocketTimeoutError,
     UnavailableError,
 )
@@ -44,10 +45,10 @@ from hostline.rpc.calling import (
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
-from hostline.sync.pool import SharedPool
+from hostline.sync.pool import Loan, SharedPool
 from hostline.unix.address import Address
 from hostline.unix.credentials import Peer, Peers
-from hostline.unix.sockets import check_server, connect_blocking
+from hostline.unix.sockets import backlog_full, check_server, connect_blocking
 
 __all__ = ["Line", "connect"]
 
@@ -55,6 +56,11 @@ T = TypeVar("T")
 
 # What a server that is about to come back looks like to somebody who tries to reach it.
 _ABSENT: Final = (AddressNotFoundError, ConnectRefusedError, UnavailableError)
+
+
+# Seconds that a thread in a full backlog waits in the kernel before it looks whether its line was closed. Each slice
+# queues anew, behind the others: short enough for a close, long enough that hardly anybody loses their place.
+_BACKLOG_SLICE: Final = 1.0
 
 
 class Line:
@@ -123,8 +129,9 @@ class Line:
         seconds, deadline = self._settings.deadline(timeout)
         repeats = Repeats(method, idempotent)
         while True:
-            connection = self._acquire(method, seconds, deadline)
+            loan = Loan()
             try:
+                connection = self._acquire(loan, method, seconds, deadline)
                 frame = connection.call(method, args, keywords, seconds, deadline)
             except BrokenCallError as error:
                 if self._is_closed:
@@ -132,41 +139,43 @@ class Line:
                 repeats.broke(error, connection.protocol)
                 continue
             finally:
-                self._pool.release(connection)
+                try:
+                    self._pool.release(loan)
+                except BaseException:  # a signal handler's exception may have come before anything was released
+                    self._pool.release(loan)
+                    raise
             return read_answer(frame, returns, raises)
 
     # --- the pool --------------------------------------------------------------------------------------
 
-    def _acquire(self, method: str, seconds: float, deadline: Deadline) -> Caller:
+    def _acquire(self, loan: Loan, method: str, seconds: float, deadline: Deadline) -> Caller:
         try:
-            connection = self._pool.acquire(deadline.remaining())
+            connection = self._pool.acquire(loan, deadline.remaining())
         except TimeoutError:
             busy = f"all {self._pool_settings.max_size} connections of the pool were busy"
             raise deadline_error(method, seconds, busy) from None
         if connection is not None:
             return connection
         try:
-            connection = self._reopen(deadline)
-        except BaseException as error:
-            self._pool.discard()
-            if isinstance(error, SocketTimeoutError | ConnectTimeoutError) and deadline.has_passed():
+            return self._reopen(loan, deadline)
+        except (SocketTimeoutError, ConnectTimeoutError) as error:
+            if deadline.has_passed():
                 raise deadline_error(method, seconds, f"no connection ({error})") from error
             raise
-        return self._pool.add(connection)
 
-    def _reopen(self, deadline: Deadline) -> Caller:
+    def _reopen(self, loan: Loan, deadline: Deadline) -> Caller:
         """Connect again, waiting for a server that restarts; the first error is raised when time is up."""
         settings = self._settings
         patience = Deadline.after(settings.reconnect_timeout).earlier(deadline)
-        return self._reach(patience, deadline)
+        return self._reach(loan, patience, deadline)
 
-    def _reach(self, patience: Deadline, deadline: Deadline | None) -> Caller:
+    def _reach(self, loan: Loan, patience: Deadline, deadline: Deadline | None) -> Caller:
         """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
         backoff = Backoff()
         while True:
             limit = Deadline.after(self._settings.connect_timeout)
             try:
-                return self._connect(limit if deadline is None else limit.earlier(deadline))
+                return self._connect(loan, limit if deadline is None else limit.earlier(deadline))
             except _ABSENT:
                 left = patience.remaining()
                 if left <= 0:
@@ -175,19 +184,45 @@ class Line:
                 if self._is_closed:
                     raise ClosedError("the line was closed") from None
 
-    def _connect(self, deadline: Deadline) -> Caller:
-        sock, peer = self._connected(deadline)
-        return Caller(sock, peer, self._settings, deadline)
+    def _connect(self, loan: Loan, deadline: Deadline) -> Caller:
+        try:
+            sock, peer = self._connected(deadline)
+            connection = Caller(sock, peer, self._settings)
+            self._pool.add(loan, connection)  # before the greeting, so that a close interrupts it
+            connection.greet(self._settings, deadline)
+        except Exception as error:
+            self._pool.drop(loan)
+            if self._is_closed and isinstance(error, HostlineError):
+                raise ClosedError("the line was closed") from error
+            raise
+        return connection
 
     def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
         """Return a new connection and who runs the server: the one step that knows what kind of address it is."""
         settings = self._settings
-        sock = connect_blocking(settings.address, "stream", deadline)
+        sock = self._through_backlog(deadline)
         try:
             return sock, check_server(sock, settings.server, settings.address, "stream")
         except BaseException:
             sock.close()
             raise
+
+    def _through_backlog(self, deadline: Deadline) -> socket.socket:
+        """Connect, waiting for a place in a full backlog.
+
+        The kernel's wait cannot be ended from another thread, so that it is done in slices between which a close is
+        noticed.
+        """
+        address = self._settings.address
+        started = monotonic()
+        while True:
+            try:
+                return connect_blocking(address, "stream", Deadline.after(_BACKLOG_SLICE).earlier(deadline))
+            except ConnectTimeoutError:
+                if self._is_closed:
+                    raise ClosedError("the line was closed") from None
+                if deadline.has_passed():
+                    raise backlog_full(address, "stream", monotonic() - started) from None
 
     def open_first(self) -> Caller:
         """Connect, so that a wrong address is told at once.
@@ -197,8 +232,12 @@ class Line:
         settings = self._settings
         first: Caller | None = None
         for _ in range(max(1, self._pool_settings.min_size)):
-            connection = self._reach(Deadline.after(settings.wait), None)
-            self._pool.put(connection)
+            loan = Loan()
+            try:
+                self._pool.open(loan)
+                connection = self._reach(loan, Deadline.after(settings.wait), None)
+            finally:
+                self._pool.release(loan)
             first = first or connection
         if first is None:  # pragma: no cover - the range above is never empty
             raise ClosedError("no connection was opened")
@@ -222,7 +261,10 @@ class Line:
         return self._pool.size
 
     def close(self) -> None:
-        """Close the line; calls under way end with `ClosedError`. Safe to repeat."""
+        """Close the line; calls under way end with `ClosedError`. Safe to repeat.
+
+        A call that waits in a full backlog ends within a second.
+        """
         self._is_closed = True
         self._pool.close()
 

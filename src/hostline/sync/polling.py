@@ -15,7 +15,7 @@ import threading
 from types import TracebackType
 from typing import ClassVar, Self
 
-from hostline.clock import Deadline, monotonic
+from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import ClosedError, HostlineError
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import printable, translate, translated
@@ -211,10 +211,10 @@ class Endpoint:
             poller.register(self._wakeup.fileno(), READABLE)
         left = deadline.remaining(monotonic())
         wait = min(left, at_most)
-        ready = poller.poll(None if wait == math.inf else wait * 1000)
+        ready = poller.poll(poll_milliseconds(wait))
         if self._is_closed:
             raise self._closed()
-        if not ready and left <= at_most:
+        if not ready and left <= at_most and deadline.has_passed():
             raise translate(TimeoutError(), operation, self.type, self.address if address is None else address)
 
     def _closed(self) -> HostlineError:

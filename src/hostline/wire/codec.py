@@ -110,6 +110,7 @@ class ErrorCode:
     CANCELLED: Final = "cancelled"
     DENIED: Final = "denied"
     UNAVAILABLE: Final = "unavailable"
+    NOT_RUN: Final = "not_run"
     INTERNAL: Final = "internal"
     DECLARED: Final = "declared"
 
@@ -286,16 +287,23 @@ def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FR
 
 
 @functools.lru_cache(maxsize=1024)
+def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+    from hostline.wire.schema import check_decodable, extent_of
+
+    check_decodable(returns)
+    return msgspec.msgpack.Decoder(returns), extent_of(returns)
+
+
 def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
     """Return the decoder for a result type, and how much the type leaves to the sender.
 
     Raises:
         TypeError: msgspec cannot decode into the type; the message names it.
     """
-    from hostline.wire.schema import check_decodable, extent_of
-
-    check_decodable(returns)
-    return msgspec.msgpack.Decoder(returns), extent_of(returns)
+    try:
+        return _cached_decoder(returns)
+    except TypeError:  # perhaps only not hashable: Annotated with a dict, say
+        return _cached_decoder.__wrapped__(returns)
 
 
 def decode_result(payload: bytes, returns: Any) -> Any:
@@ -305,10 +313,7 @@ def decode_result(payload: bytes, returns: Any) -> Any:
         InvalidResultError: It is of another type, or not MessagePack.
         TypeError: msgspec cannot decode into the type.
     """
-    try:
-        decoder, extent = result_decoder(returns)
-    except TypeError:  # perhaps only not hashable: Annotated with a dict, say
-        decoder, extent = result_decoder.__wrapped__(returns)
+    decoder, extent = result_decoder(returns)
     try:
         if extent or len(payload) > SHALLOW:
             check_budget(payload, extent)
