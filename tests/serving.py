@@ -24,7 +24,8 @@ from typing import Any, Self
 import pytest
 
 import hostline
-from hostline.aio.server import Server, ServerSettings
+from hostline.aio.server import Server
+from hostline.rpc.settings import ServerSettings
 from hostline.unix.address import parse_address
 from hostline.unix.listening import listening_socket
 from hostline.wire.codec import ClientHello, ServerHello, decode_hello, encode_call, encode_hello

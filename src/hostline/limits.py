@@ -73,10 +73,6 @@ MAX_ELEMENTS = 100_000
 # number of system calls.
 READ_SIZE = 64 << 10
 
-# Reads of one connection in a row on an event loop that stops watching a descriptor when its peer goes away (see
-# aio/waiting.py), so that a peer that writes without end does not keep the loop from the others.
-READS_PER_TURN = 16
-
 # --- calls -----------------------------------------------------------------------------------------
 
 # Handlers running at once in one service, calls waiting behind them, and worker threads for `def` handlers.

@@ -30,7 +30,6 @@ from tests.serving import (
 )
 
 import hostline
-from hostline.aio.server import ServerSettings
 from hostline.errors import (
     AccessDeniedError,
     AddressNotFoundError,
@@ -39,6 +38,7 @@ from hostline.errors import (
     SocketError,
     UnavailableError,
 )
+from hostline.rpc.settings import ServerSettings
 from hostline.wire.codec import GoawayCode, decode_farewell
 from hostline.wire.frame import Kind
 

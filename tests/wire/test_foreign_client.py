@@ -23,8 +23,8 @@ from tests.wire import foreign_client
 from tests.wire.foreign_client import CallFailed, Client, Violation, pack, unpack
 
 import hostline
-from hostline.aio.server import ServerSettings
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_CALLS_PER_CONNECTION
+from hostline.rpc.settings import ServerSettings
 
 
 class OutOfStock(Exception):

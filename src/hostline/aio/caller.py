@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from hostline.aio.waiting import reads_per_event
+from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline
 from hostline.errors import RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
@@ -49,7 +49,7 @@ class Caller:
         self._outgoing = Outgoing()
         self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
         self._room: asyncio.Event | None = None
-        self._reads = reads_per_event(self._loop)
+        self._looks_again = must_look_again(self._loop)
         self._is_writing = False
         self._is_turn_open = False
         self._is_closed = False
@@ -130,10 +130,8 @@ class Caller:
     # --- reading and writing -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        for _ in range(self._reads):
-            if not self._read() or self._reads == 1:
-                return
-        self._loop.call_soon(self._on_readable)
+        if self._read() and self._looks_again:
+            self._loop.call_soon(self._on_readable)
 
     def _read(self) -> bool:
         """Read once and do what it says; whether there may be more to read now."""

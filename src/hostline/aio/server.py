@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import weakref
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -24,19 +23,13 @@ from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import (
     ACCEPT_BATCH,
     DEFAULT_BACKLOG,
-    DEFAULT_CONCURRENCY,
-    DEFAULT_GRACE,
-    DEFAULT_MAX_FRAME_SIZE,
-    DEFAULT_QUEUE,
-    DEFAULT_THREADS,
-    MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_UID,
 )
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
 from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
 from hostline.rpc.service import Method, ServiceBase
+from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
@@ -44,32 +37,9 @@ from hostline.unix.oserrors import translate
 from hostline.unix.sockets import Accepted, accept_peer
 from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
 
-__all__ = ["Server", "ServerSettings"]
+__all__ = ["Server"]
 
 logger: Final = logging.getLogger("hostline")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Bound what a server takes on.
-
-    Attributes:
-        concurrency: Handlers that run at once.
-        queue: Calls that wait behind them; the next is answered `OverloadedError` at once.
-        threads: Worker threads for `def` handlers.
-        grace: Seconds that running calls get when the server stops.
-        max_frame_size: Largest payload of one frame, in bytes.
-        max_connections: Connections at once.
-        max_connections_per_uid: Connections at once of one user.
-    """
-
-    concurrency: int = DEFAULT_CONCURRENCY
-    queue: int = DEFAULT_QUEUE
-    threads: int = DEFAULT_THREADS
-    grace: float = DEFAULT_GRACE
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
-    max_connections: int = MAX_CONNECTIONS
-    max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID
 
 
 class Server:
@@ -313,6 +283,17 @@ class Server:
     def release_slot(self) -> None:
         """Give a slot back and run what waits for it."""
         self.admission.finish()
+        self._use_slots()
+
+    def release_slot_soon(self) -> None:
+        """Give a slot back, and run what waits for it in the loop's next turn.
+
+        A queue full of calls that are turned away would otherwise end each other, each a level deeper in the stack.
+        """
+        self.admission.finish()
+        self.loop.call_soon(self._use_slots)
+
+    def _use_slots(self) -> None:
         self.start_waiting()
         self._check_idle()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self
 
-from hostline.aio.server import Server, ServerSettings
+from hostline.aio.server import Server
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
@@ -20,6 +20,7 @@ from hostline.limits import (
     DEFAULT_THREADS,
 )
 from hostline.rpc.service import ServiceBase
+from hostline.rpc.settings import ServerSettings
 from hostline.unix.address import Address, parse_address
 from hostline.unix.credentials import Peers
 from hostline.unix.listening import listening_socket

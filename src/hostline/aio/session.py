@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from hostline.aio.running import RunningCall, contained
-from hostline.aio.waiting import reads_per_event
+from hostline.aio.waiting import must_look_again
 from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
     CallCancelledError,
@@ -85,10 +85,10 @@ class Session:
         "_is_paused",
         "_is_writing",
         "_kept",
+        "_looks_again",
         "_loop",
         "_outgoing",
         "_protocol",
-        "_reads",
         "_server",
         "_slow_timer",
         "_sock",
@@ -114,7 +114,7 @@ class Session:
         self._is_held = False
         self._is_paused = False
         self._is_writing = False
-        self._reads = reads_per_event(self._loop)
+        self._looks_again = must_look_again(self._loop)
         self._unflushed = 0  # bytes of answers that the protocol holds
         self._watched = 0  # frames that were complete when the frame timer began
         self._frame_timer: asyncio.TimerHandle | None = None
@@ -134,10 +134,8 @@ class Session:
     # --- reading -------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        for _ in range(self._reads):
-            if not self._read() or self._reads == 1:
-                return
-        self._loop.call_soon(self._on_readable)
+        if self._read() and self._looks_again:
+            self._loop.call_soon(self._on_readable)
 
     def _read(self) -> bool:
         """Read once and do what it says; whether there may be more to read now."""
@@ -301,9 +299,8 @@ class Session:
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
         """Answer a call that has its slot and will not run."""
         self._end(call)
+        self._server.release_slot_soon()
         self.fail(call.call_id, code, message)
-        # Not at once: a queue full of such calls would end each other, a level deeper in the stack each time.
-        self._loop.call_soon(self._server.release_slot)
 
     def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""

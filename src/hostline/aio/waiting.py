@@ -15,24 +15,23 @@ from typing import ClassVar, Self
 
 from hostline.clock import Deadline
 from hostline.errors import ClosedError, HostlineError, LocalProtocolError
-from hostline.limits import READS_PER_TURN
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import printable, translate
 
-__all__ = ["Endpoint", "reads_per_event"]
+__all__ = ["Endpoint", "must_look_again"]
 
 
-def reads_per_event(loop: asyncio.AbstractEventLoop) -> int:
-    """Return how often a lasting reader has to read when the loop calls it; below the number only if nothing is left.
+def must_look_again(loop: asyncio.AbstractEventLoop) -> bool:
+    """Say whether a lasting reader that has read something must try once more by itself, until nothing is left.
 
-    Once is enough where the loop calls again while there is something to read, as asyncio's own does. libuv stops
+    Not where the loop calls again for as long as there is something to read, as asyncio's own does. libuv stops
     watching a descriptor for good when poll(2) reports POLLERR, which a Unix socket does when its peer closes with
     data unread: whoever reads the last bytes then and waits for the end would wait for ever.
 
     Args:
         loop: The event loop.
     """
-    return 1 if isinstance(loop, selector_events.BaseSelectorEventLoop) else READS_PER_TURN
+    return not isinstance(loop, selector_events.BaseSelectorEventLoop)
 
 
 class Endpoint:
