@@ -24,7 +24,7 @@ from typing import Any, Self
 import pytest
 
 import hostline
-from hostline.aio.server import Server
+from hostline.aio.serving.server import Server
 from hostline.rpc.settings import ServerSettings
 from hostline.unix.address import parse_address
 from hostline.unix.listening import listening_socket

@@ -217,7 +217,7 @@ def test_the_checker_lets_right_imports_pass(tmp_path: Path, case: str) -> None:
         ("wire/frame.py", "import socket", "never waits"),
         ("protocol/calls.py", "def now():\n    import time", "never waits"),
         ("unix/sockets.py", "import psutil", "not a requirement"),
-        ("aio/server.py", "import uvloop", "not a requirement"),
+        ("aio/serving/server.py", "import uvloop", "not a requirement"),
         ("__init__.py", "import rich", "not a requirement"),
     ],
 )
@@ -229,6 +229,6 @@ def test_the_checker_catches_what_a_floor_may_not_need(tmp_path: Path, where: st
 
 
 def test_the_checker_lets_a_lazy_uvloop_and_the_commands_libraries_pass(tmp_path: Path) -> None:
-    plant(tmp_path, "aio/server.py", "def loop():\n    import uvloop\nimport asyncio, msgspec")
+    plant(tmp_path, "aio/serving/server.py", "def loop():\n    import uvloop\nimport asyncio, msgspec")
     plant(tmp_path, "cli/main.py", "import rich, typer")
     assert outside_complaints_in(tmp_path) == []

@@ -19,7 +19,7 @@ from tests.serving import ServerProcess, loop_factory_named, loop_names
 from tests.tree import TREE
 
 import hostline
-from hostline.aio.server import Server
+from hostline.aio.serving.server import Server
 from hostline.errors import AddressError, AddressInUseError, LocalProtocolError, UnavailableError
 
 

@@ -6,8 +6,8 @@ Its blocking twin, with the same names, is `hostline.sync`.
 from hostline.aio.client import Line, connect
 from hostline.aio.datagrams import Datagrams
 from hostline.aio.interface import Interface
-from hostline.aio.server import Server
 from hostline.aio.service import Service
+from hostline.aio.serving.server import Server
 from hostline.aio.sockets import Connection, Listener, connect_socket, listen, socketpair
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self
 
-from hostline.aio.server import Server
+from hostline.aio.serving.server import Server
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,

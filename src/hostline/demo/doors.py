@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from hostline.aio.server import Server
+from hostline.aio.serving.server import Server
 from hostline.demo.loopback import listen_on_loopback
 from hostline.demo.payments import payments
 from hostline.demo.processes import end_with_parent, tell_parent

@@ -11,7 +11,7 @@ from hostline.rpc.dispatch import Invocation
 from hostline.rpc.service import Method
 
 if TYPE_CHECKING:
-    from hostline.aio.session import Session
+    from hostline.aio.serving.session import Session
 
 __all__ = ["RunningCall", "contained"]
 

@@ -15,7 +15,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from hostline.aio.running import RunningCall, contained
+from hostline.aio.serving.running import RunningCall, contained
 from hostline.aio.waiting import must_look_again
 from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
@@ -47,7 +47,7 @@ from hostline.wire.codec import ErrorCode, GoawayCode, encode_reply, split_call
 from hostline.wire.frame import Frame, Kind
 
 if TYPE_CHECKING:
-    from hostline.aio.server import Server
+    from hostline.aio.serving.server import Server
 
 __all__ = ["Session"]
 

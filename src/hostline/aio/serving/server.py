@@ -16,8 +16,8 @@ import weakref
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hostline.aio.running import RunningCall
-from hostline.aio.session import Session
+from hostline.aio.serving.running import RunningCall
+from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import (
