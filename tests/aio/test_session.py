@@ -291,8 +291,9 @@ def test_a_flood_of_a_peer_that_never_reads_stays_in_its_own_socket(address: str
                 watcher.join()
             # 64 handlers may have an answer of a mebibyte each, and it encoded, before their peer is found not to read.
             assert most - before < 160 * MIB, f"{(most - before) / MIB:.1f} MiB more than before"
-            assert max(delays) < 1.0
-            assert statistics.median(delays) < 0.2
+            # The flood is tens of mebibytes: whoever had to wait for it would wait for seconds.
+            assert max(delays) < 5.0
+            assert statistics.median(delays) < 1.0
         assert wait_until(lambda: server.connection_count == 1)
         server.wait_idle()
 

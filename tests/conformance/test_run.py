@@ -211,6 +211,12 @@ def directories() -> set[str]:
     return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("hlc-")}
 
 
+@pytest.fixture
+def own_temp(sock_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep other runs on this machine, which come and go, out of what `directories` sees."""
+    monkeypatch.setattr(tempfile, "tempdir", str(sock_dir))
+
+
 def processes_of(path: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
@@ -236,6 +242,7 @@ def serve(path, ready):
 """
 
 
+@pytest.mark.usefixtures("own_temp")
 def test_a_run_leaves_no_process_and_no_file(sock_dir: Path) -> None:
     subject = sock_dir / "forking.py"
     subject.write_text(FORKING)

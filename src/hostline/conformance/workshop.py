@@ -236,12 +236,17 @@ class Workshop:
             self._kill_orphans()
 
     def _kill_orphans(self) -> None:
-        """Kill what a workshop that died too early has left; known by its session, a number that is not reused."""
-        for child in self._children.values():
-            if child.pid and not child.has_exited:
-                with contextlib.suppress(ProcessLookupError):
-                    if os.getsid(child.pid) == self._process.pid:
-                        os.killpg(child.pid, signal.SIGKILL)
+        """Kill what a workshop that died too early has left, also what it had not told us of.
+
+        Known by its session, whose number is not given to anybody else while one of its processes lives.
+        """
+        pids = {child.pid for child in self._children.values() if child.pid and not child.has_exited}
+        with contextlib.suppress(OSError):
+            pids.update(int(name) for name in os.listdir("/proc") if name.isdecimal())
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) == self._process.pid:
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _environment(directory: Path) -> dict[str, str]:

@@ -6,8 +6,10 @@ are inherited belong to whoever made them: they are never unlinked and never chm
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -293,5 +295,9 @@ def _become(
         os.execvpe(command[0], list(command), variables)  # noqa: S606 - no shell is the point
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        os.write(2, f"hostline: cannot run {command[0]!r}: {error.strerror}\n".encode("utf-8", "backslashreplace"))
+        reason = error.strerror
+        if isinstance(error, PermissionError) and "/" not in command[0] and not shutil.which(command[0], os.F_OK):
+            # A directory of PATH that we may not enter; as far as we may look, it is nowhere.
+            is_missing, reason = True, os.strerror(errno.ENOENT)
+        os.write(2, f"hostline: cannot run {command[0]!r}: {reason}\n".encode("utf-8", "backslashreplace"))
         os._exit(_NOT_FOUND if is_missing else _CANNOT_RUN)
