@@ -1,4 +1,6 @@
-"""Fixtures for every test: a short directory, both event loops, a second user, and a check that nothing is left behind.
+"""Fixtures for every test: a short directory, both event loops and a second user.
+
+The check that nothing is left behind is hostline's own pytest plugin, switched on in pyproject.toml.
 
 HOSTLINE_TEST_LOOP=asyncio|uvloop|both   which loops `run_async` uses (both)
 HOSTLINE_CI=1                            a test that must run in CI and skips fails instead
@@ -7,11 +9,9 @@ HOSTLINE_CI=1                            a test that must run in CI and skips fa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,18 @@ from typing import Any
 import hypothesis
 import pytest
 
+from hostline.testing.plugin import has_failed, short_directory
 from tests import second_user
-from tests.leaks import Snapshot, stray_socket_files, wait_until
+from tests.leaks import stray_socket_files, wait_until
 
 IN_CI = os.environ.get("HOSTLINE_CI") == "1"
 MUST_RUN_IN_CI = ("root", "ci_required")
 # Seconds for a test marked slow; all others have the 20 of pyproject.toml.
 SLOW_TIMEOUT = 300
-DID_FAIL = pytest.StashKey[bool]()
 
 # A shared machine pauses for longer than one example takes: the suite's own time limits catch what hangs.
 hypothesis.settings.register_profile("hostline", deadline=None)
 hypothesis.settings.load_profile("hostline")
-
-
-def short_directory(prefix: str) -> Path:
-    """Return a fresh 0700 directory whose name leaves room in the 108 bytes of a socket address."""
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=os.path.realpath("/tmp")))
 
 
 # --- the whole run -----------------------------------------------------------------------------------
@@ -55,15 +50,6 @@ def _own_runtime_directory() -> Iterator[None]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _process_wide_descriptors() -> None:
-    """Open now what libraries open once and keep, so that no single test is blamed: libuv's signal pipe."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        uvloop.new_event_loop().close()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs root where there is none, and give slow tests more time."""
     for item in items:
@@ -75,10 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember failures for the leak check, and turn skips that CI forbids into failures."""
+    """Turn skips that CI forbids into failures."""
     report = yield
-    if report.failed:
-        item.stash[DID_FAIL] = True
     is_required = any(item.get_closest_marker(name) for name in MUST_RUN_IN_CI)
     if IN_CI and report.skipped and is_required and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
@@ -101,31 +85,16 @@ def pytest_make_collect_report(
 # --- each test ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves descriptors, threads or child processes behind, or closes what is not its own."""
-    before = Snapshot.take()
-    yield
-    if not request.node.stash.get(DID_FAIL, False):  # the traceback of a failure keeps its objects alive
-        left = before.what_is_left()
-        if left:
-            pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
-
-
 @pytest.fixture
-def sock_dir(request: pytest.FixtureRequest) -> Iterator[Path]:
+def sock_dir(request: pytest.FixtureRequest, hostline_dir: Path) -> Iterator[Path]:
     """Give a fresh, short, private directory; fail if hostline leaves a socket file in it.
 
     A test that leaves one on purpose (it kills the server, say) is marked `leaves_files`.
     """
-    directory = short_directory("hl-")
-    try:
-        yield directory
-        is_exempt = request.node.stash.get(DID_FAIL, False) or request.node.get_closest_marker("leaves_files")
-        if not is_exempt and not wait_until(lambda: not stray_socket_files(directory), timeout=1.0):
-            pytest.fail(f"socket files left behind: {', '.join(stray_socket_files(directory))}", pytrace=False)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    yield hostline_dir
+    is_exempt = has_failed(request.node) or request.node.get_closest_marker("leaves_files")
+    if not is_exempt and not wait_until(lambda: not stray_socket_files(hostline_dir), timeout=1.0):
+        pytest.fail(f"socket files left behind: {', '.join(stray_socket_files(hostline_dir))}", pytrace=False)
 
 
 # --- event loops -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
 import re
 import sys
 import tomllib
@@ -69,6 +70,13 @@ def test_the_command_exists() -> None:
 
     assert callable(main)
     assert PROJECT["project"]["scripts"] == {"hostline": "hostline.cli:main"}
+
+
+def test_the_pytest_plugin_is_found_under_the_name_of_its_module() -> None:
+    """So `-p` of that name works with and without the entry point, and never registers it twice."""
+    plugins = PROJECT["project"]["entry-points"]["pytest11"]
+    assert plugins == {"hostline.testing.plugin": "hostline.testing.plugin"}
+    assert importlib.util.find_spec("hostline.testing.plugin") is not None
 
 
 def test_types_and_data_files_are_shipped() -> None:

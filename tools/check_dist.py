@@ -23,7 +23,12 @@ foreign = {"typer", "rich", "uvloop"} & set(sys.modules)
 assert not foreign, f"import hostline brought {foreign}"
 print("  import hostline", hostline.__version__, "from", hostline.__file__)
 """
-MUST_BE_IN_WHEEL = ("hostline/py.typed", "hostline/__init__.py", "hostline/cli/__init__.py")
+MUST_BE_IN_WHEEL = (
+    "hostline/py.typed",
+    "hostline/__init__.py",
+    "hostline/cli/__init__.py",
+    "hostline/testing/plugin.py",
+)
 MUST_BE_IN_SDIST = (
     "pyproject.toml",
     "README.md",
