@@ -12,7 +12,7 @@ import hostline
 
 
 class OutOfStock(Exception):
-    pass
+    """None is left."""
 
 
 class Item(msgspec.Struct):

@@ -133,12 +133,12 @@ def test_a_service_is_described_for_people(shop: Path) -> None:
     assert text.startswith("shop 2.1: 12 methods\nSells things.\n\nNot everything is in stock.\n")
     for block in (
         """
-  add(a: int, b: int = ...) -> int
+  add(a: int, b: int = 2) -> int
       Add two numbers.
       idempotent: a client may repeat it
 """,
         """
-  buy(item: Item, *, note: str | None = ...) -> Item
+  buy(item: Item, *, note: str | None = None) -> Item
       Buy an item.
 
       An empty one cannot be bought.
@@ -150,6 +150,12 @@ def test_a_service_is_described_for_people(shop: Path) -> None:
       count: int = 1
       label: bytes = ""
       Something on a shelf.
+""",
+        """
+Errors
+
+  OutOfStock
+      None is left.
 """,
     ):
         assert block in text
@@ -179,6 +185,10 @@ def test_the_whole_description_is_there_as_json(shop: Path) -> None:
         ({"type": "array", "items": {"$ref": "#/$defs/Order"}}, "list[Order]"),
         ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "set[int]"),
         ({"type": "array"}, "list"),
+        ({"type": "string", "x-hostline": {"type": "datetime"}}, "datetime"),
+        ({"type": "string", "format": "decimal"}, "Decimal"),
+        ({"type": "array", "items": {"type": "integer"}, "x-hostline": {"type": "tuple"}}, "tuple[int, ...]"),
+        ({"type": "object", "x-hostline": {"keys": {"type": "integer"}}}, "dict[int, Any]"),
         (
             {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False},
             "tuple[int, str]",
@@ -225,7 +235,7 @@ def test_a_service_that_lies_about_its_schemas_spoils_only_their_lines(sock_dir:
     program = f"""
 import hostline, msgspec
 from hostline.rpc import builtin
-from hostline.aio import server
+from hostline.aio.serving import server
 def lie(service):
     broken = builtin.ParameterDescription("x", True, True, True, {{"anyOf": 3}})
     bad = builtin.MethodDescription("bad", "Its doc.", "task", False, [broken], {{"$ref": 5}}, [])

@@ -177,6 +177,64 @@ def test_a_type_without_a_schema_does_not_hide_the_others() -> None:
     assert set(describe_service(service).definitions) == {"Order"}
 
 
+def test_defaults_are_told_where_they_can_be_written() -> None:
+    service = ServiceBase("shop")
+
+    own = object()
+
+    def many(a: int = 1, b: Colour = Colour.RED, c: Any = own, d: Any = 1 << 70, e: Any = None) -> None: ...
+
+    service.method(many)
+    (method,) = describe_service(service).methods
+    assert [p.default for p in method.parameters] == [1, "red", msgspec.UNSET, msgspec.UNSET, None]
+    assert [p.is_required for p in method.parameters] == [False] * 5
+    travelled = msgspec.json.decode(msgspec.json.encode(describe_service(service)), type=ServiceDescription)
+    assert travelled == describe_service(service)
+
+
+def test_declared_exceptions_are_told_with_what_they_say_of_themselves() -> None:
+    service = ServiceBase("shop")
+
+    class Silent(OutOfStock):
+        pass
+
+    service.method(name="m", raises=[OutOfStock, Silent])(lambda: None)
+    assert describe_service(service).errors == {"OutOfStock": "No tea.", "Silent": ""}
+
+
+def test_what_json_schema_cannot_say_stands_beside_it() -> None:
+    service = ServiceBase("shop")
+    point = msgspec.defstruct("Point", [("x", int)], array_like=True, tag="p")
+
+    def m(a: Any, b: dict[datetime.datetime, list[datetime.time]], c: Any, d: Cat | None) -> Any: ...
+
+    m.__annotations__ |= {"a": datetime.datetime, "c": point, "return": frozenset[int]}
+    service.method(m)
+    description = describe_service(service)
+    (method,) = description.methods
+    schemas = [parameter.schema for parameter in method.parameters]
+    moment = {"type": "string", "x-hostline": {"type": "datetime"}}
+    assert schemas[0] == moment
+    assert schemas[1]["x-hostline"] == {"keys": moment}
+    assert schemas[1]["additionalProperties"]["items"] == {"type": "string", "x-hostline": {"type": "time"}}
+    assert method.returns["x-hostline"] == {"type": "frozenset"}
+    assert description.definitions["Point"]["x-hostline"] == {"tag": "p", "fields": ["x"]}
+    assert description.definitions["Cat"]["x-hostline"] == {"tag": "Cat", "tag_field": "type"}
+
+
+def test_two_classes_of_one_full_name_do_not_hide_the_others() -> None:
+    service = ServiceBase("shop")
+    inner = msgspec.defstruct("Same", [("x", int)])
+    outer = msgspec.defstruct("Same", [("x", inner)])
+
+    def odd(value: Any) -> None: ...
+
+    odd.__annotations__["value"] = outer
+    service.method(odd)
+    service.method(name="other")(lambda: None)
+    assert [method.name for method in describe_service(service).methods] == ["odd", "other"]
+
+
 def test_two_types_of_one_name_have_two_definitions() -> None:
     service = ServiceBase("shop")
     other = msgspec.defstruct("Order", [("number", str)], module="elsewhere")

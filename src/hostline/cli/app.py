@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hostline.cli.commands import call, conformance, demo, describe, echo, path, serve
+from hostline.cli.commands import call, conformance, demo, describe, diff, echo, path, serve, stubs
 from hostline.cli.commands import cat as cat_command
 from hostline.cli.commands import run as run_command
 from hostline.cli.exits import ExitCode, report_output, reported
@@ -92,6 +92,8 @@ def _add(name: str, function: Callable[..., int | None], examples: str, **settin
 _add("serve", serve.serve, serve.EXAMPLES)
 _add("call", call.call, call.EXAMPLES)
 _add("describe", describe.describe, describe.EXAMPLES)
+_add("stubs", stubs.stubs, stubs.EXAMPLES)
+_add("diff", diff.diff, diff.EXAMPLES)
 _add("echo", echo.echo, echo.EXAMPLES)
 _add("cat", cat_command.cat, cat_command.EXAMPLES)
 _add(

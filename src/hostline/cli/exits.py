@@ -65,6 +65,7 @@ class ExitCode(enum.IntEnum):
     PROTOCOL = 10, "what answered does not speak hostline, or broke the protocol"
     CANNOT_LISTEN = 11, "the address cannot be listened on: it is taken, or something else is there"
     CONFORMANCE_MISS = 12, "hostline misses a row of its own conformance table"
+    INCOMPATIBLE = 13, "the new version of a service breaks callers of the old one"
     INTERRUPTED = 130, "Ctrl-C (SIGINT), for commands that are no servers"
     BROKEN_PIPE = 141, "whoever read the output has closed it (SIGPIPE)"
     TERMINATED = 143, "SIGTERM, for commands that are no servers"

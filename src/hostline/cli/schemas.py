@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from hostline.rpc.builtin import MethodDescription, ServiceDescription
+from hostline.rpc.contract.schemas import extension, mapping, string_kind
 
 __all__ = ["as_json", "decode_base64", "definition_text", "method_text", "type_text"]
 
@@ -131,7 +132,6 @@ def _reference(schema: Schema) -> str:
 # --- types for people --------------------------------------------------------------------------------
 
 _SIMPLE = {"integer": "int", "number": "float", "boolean": "bool", "null": "None", "string": "str"}
-_FORMATS = {"date-time": "datetime", "date": "date", "time": "time", "duration": "timedelta", "uuid": "UUID"}
 _BOUNDS = {
     "minimum": ">=",
     "exclusiveMinimum": ">",
@@ -158,12 +158,9 @@ def type_text(schema: Schema, depth: int = 0) -> str:
     if kind == "array":
         return _array_text(schema, depth)
     if kind == "object":
-        values = schema.get("additionalProperties")
-        return f"dict[str, {type_text(values, depth + 1)}]" if isinstance(values, Mapping) else "dict"
-    if kind == "string" and schema.get("contentEncoding") == "base64":
-        return "bytes"
-    if kind == "string" and schema.get("format") in _FORMATS:
-        return _FORMATS[schema["format"]]
+        return _map_text(schema, depth)
+    if kind == "string":
+        return string_kind(schema)
     return _SIMPLE.get(str(kind), "Any")
 
 
@@ -171,12 +168,30 @@ def _array_text(schema: Schema, depth: int) -> str:
     if "prefixItems" in schema:
         return f"tuple[{', '.join(type_text(item, depth + 1) for item in schema['prefixItems'])}]"
     items = schema.get("items")
-    name = "set" if schema.get("uniqueItems") else "list"
+    told = extension(schema).get("type")
+    name = told if told in ("tuple", "frozenset") else "set" if schema.get("uniqueItems") else "list"
+    if name == "tuple":
+        return f"tuple[{type_text(mapping(items), depth + 1)}, ...]"
     return f"{name}[{type_text(items, depth + 1)}]" if isinstance(items, Mapping) and items else name
 
 
+def _value_text(value: Any) -> str:
+    """Return a default as JSON, but None, True and False as the types beside them are written."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _map_text(schema: Schema, depth: int) -> str:
+    keys, values = extension(schema).get("keys"), schema.get("additionalProperties")
+    if not keys and not isinstance(values, Mapping):
+        return "dict"
+    key = type_text(keys, depth + 1) if isinstance(keys, Mapping) else "str"
+    return f"dict[{key}, {type_text(mapping(values), depth + 1)}]"
+
+
 def method_text(method: MethodDescription) -> str:
-    """Return a method as its `def` line says it: `charge(order: Order, note: str = ...) -> Receipt`."""
+    """Return a method as its `def` line says it: `charge(order: Order, note: str = "") -> Receipt`."""
     parts: list[str] = []
     is_after_slash = is_after_star = False
     for parameter in method.parameters:
@@ -188,6 +203,8 @@ def method_text(method: MethodDescription) -> str:
             parts.append("*")
             is_after_star = True
         default = "" if parameter.is_required else " = ..."
+        if not parameter.is_required and parameter.default is not msgspec.UNSET:
+            default = f" = {_value_text(parameter.default)}"
         parts.append(f"{parameter.name}: {type_text(parameter.schema)}{default}")
     if parts and not is_after_slash:
         parts.append("/")
@@ -208,7 +225,7 @@ def definition_text(name: str, schema: Schema) -> list[str]:
     for field, field_schema in schema["properties"].items():
         default = ""
         if "default" in field_schema:
-            default = f" = {json.dumps(field_schema['default'], ensure_ascii=False)}"
+            default = f" = {_value_text(field_schema['default'])}"
         elif field not in required:
             default = " = ..."
         bounds = [f"{sign} {field_schema[key]}" for key, sign in _BOUNDS.items() if key in field_schema]

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from hostline.rpc.contract.extensions import encodable_default, extended_schemas
 from hostline.rpc.service import Method, ServiceBase
 from hostline.wire.codec import VERSION
-from hostline.wire.schema import json_schemas
 
 __all__ = [
     "CallCounts",
@@ -29,17 +29,25 @@ __all__ = [
 
 
 class ParameterDescription(msgspec.Struct):
-    """One parameter: its name, whether it must be given, how it may be given, and its JSON Schema."""
+    """One parameter: its name, whether it must be given, how it may be given, its JSON Schema and its default.
+
+    The default is absent where there is none, or none that can be written as JSON. It is for reading: who leaves an
+    argument out sends nothing in its place.
+    """
 
     name: str
     is_required: bool
     is_positional: bool
     is_named: bool
     schema: dict[str, Any]
+    default: Any = msgspec.UNSET
 
 
 class MethodDescription(msgspec.Struct):
-    """One method: what it does, takes, returns and raises."""
+    """One method: what it does, takes, returns and raises.
+
+    Results that come in pieces will be told apart here, by a field of their own beside `returns`.
+    """
 
     name: str
     doc: str
@@ -51,7 +59,10 @@ class MethodDescription(msgspec.Struct):
 
 
 class ServiceDescription(msgspec.Struct):
-    """A whole service; `definitions` holds the schemas that others refer to as `#/$defs/NAME`."""
+    """A whole service.
+
+    `definitions` holds the schemas that others refer to as `#/$defs/NAME`, `errors` what the declared exceptions mean.
+    """
 
     name: str
     version: str
@@ -59,6 +70,7 @@ class ServiceDescription(msgspec.Struct):
     protocol_version: int
     methods: list[MethodDescription]
     definitions: dict[str, Any]
+    errors: dict[str, str] = {}
 
 
 class Health(msgspec.Struct):
@@ -134,7 +146,14 @@ def _description(service: ServiceBase) -> ServiceDescription:
         count = len(method.signature.parameters)
         described.append(_describe(method, schemas[:count], schemas[count]))
         schemas = schemas[count + 1 :]
-    return ServiceDescription(service.name, service.version, service.doc, VERSION, described, definitions)
+    errors = {error.__name__: _own_doc(error) for method in reversed(methods) for error in reversed(method.raises)}
+    errors = dict(sorted(errors.items()))
+    return ServiceDescription(service.name, service.version, service.doc, VERSION, described, definitions, errors)
+
+
+def _own_doc(error: type[Exception]) -> str:
+    """Return what a class says of itself; what its parents say is about them."""
+    return inspect.cleandoc(error.__dict__.get("__doc__") or "")
 
 
 def _types_of(method: Method) -> list[Any]:
@@ -142,13 +161,14 @@ def _types_of(method: Method) -> list[Any]:
 
 
 def _describe(method: Method, parameters: list[dict[str, Any]], returns: dict[str, Any]) -> MethodDescription:
+    defaults = _defaults(method)
     return MethodDescription(
         name=method.name,
         doc=inspect.getdoc(method.function) or "",
         execution=method.execution.value,
         is_idempotent=method.is_idempotent,
         parameters=[
-            ParameterDescription(p.name, p.is_required, p.is_positional, p.is_named, schema)
+            ParameterDescription(p.name, p.is_required, p.is_positional, p.is_named, schema, defaults[p.name])
             for p, schema in zip(method.signature.parameters, parameters, strict=True)
         ],
         returns=returns,
@@ -156,13 +176,21 @@ def _describe(method: Method, parameters: list[dict[str, Any]], returns: dict[st
     )
 
 
+def _defaults(method: Method) -> dict[str, Any]:
+    return {
+        name: msgspec.UNSET if parameter.default is inspect.Parameter.empty else encodable_default(parameter.default)
+        for name, parameter in inspect.signature(method.function).parameters.items()
+    }
+
+
 def _schemas(types: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     try:
-        return json_schemas(types)
-    except TypeError:
-        # One type without a JSON Schema (a result of a class of its own, say) must not hide the others.
+        return extended_schemas(types)
+    except (TypeError, KeyError):
+        # One type without a JSON Schema (a result of a class of its own, say) must not hide the others. A KeyError is
+        # msgspec's for two classes of the same full name.
         reasons = [_no_schema(type_) for type_ in types]
-        schemas, definitions = json_schemas([type_ for type_, no in zip(types, reasons, strict=True) if no is None])
+        schemas, definitions = extended_schemas([type_ for type_, no in zip(types, reasons, strict=True) if no is None])
         rest = iter(schemas)
         return [next(rest) if no is None else no for no in reasons], definitions
 
@@ -170,7 +198,7 @@ def _schemas(types: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def _no_schema(type_: Any) -> dict[str, Any] | None:
     """Return what stands in place of the JSON Schema of a type that has none, or None if it has one."""
     try:
-        json_schemas([type_])
-    except TypeError as error:
+        extended_schemas([type_])
+    except (TypeError, KeyError) as error:
         return {"description": f"no JSON Schema: {error}"}
     return None

@@ -31,7 +31,8 @@ def describe(
 ) -> None:
     """Show the methods of a service and their types.
 
-    A method is shown as its def line; = ... marks what may be left out. --json gives everything, JSON Schemas included.
+    A method is shown as its def line; = ... is a default that cannot be shown. --json gives everything, JSON Schemas
+    included, and is what hostline diff reads.
     """
     service = fetch(address, time_limit(timeout), server_rule(server_user, any_server))
     if json:
@@ -91,6 +92,19 @@ def description_lines(service: ServiceDescription) -> Iterator[tuple[str, str]]:
             yield "", f"  {line}"
         for line in str(schema.get("description", "")).splitlines() if isinstance(schema, dict) else ():
             yield "dim", f"      {line}"
+    yield from _error_lines(service)
+
+
+def _error_lines(service: ServiceDescription) -> Iterator[tuple[str, str]]:
+    told = {name: doc for name, doc in service.errors.items() if doc.strip()}
+    if told:
+        yield "", ""
+        yield "bold", "Errors"
+    for name, doc in told.items():
+        yield "", ""
+        yield "", f"  {name}"
+        for line in doc.splitlines():
+            yield "dim", f"      {line}".rstrip()
 
 
 def _method_lines(method: MethodDescription) -> Iterator[tuple[str, str]]:
