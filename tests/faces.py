@@ -18,11 +18,14 @@ from typing import Any
 
 import pytest
 
+from hostline.aio import channels as aio_channels
 from hostline.aio import sockets as aio_sockets
+from hostline.sync import channels as sync_channels
 from hostline.sync import sockets as sync_sockets
 
 # Methods that may wait; the others are plain in both faces.
-WAITING = {"accept", "send", "recv", "recv_fds", "recv_from"}
+WAITING = {"accept", "send", "send_bytes", "send_many", "recv", "recv_bytes", "recv_bytes_fds", "recv_fds", "recv_from"}
+WAITING |= {"recv_many", "recv_many_fds"}
 
 Scenario = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -68,6 +71,7 @@ class Face:
         self.name = name
         self.is_blocking = name == "sync"
         self.module: ModuleType = sync_sockets if self.is_blocking else aio_sockets
+        self.channels: ModuleType = sync_channels if self.is_blocking else aio_channels
 
     def listen(self, *args: Any, **options: Any) -> Any:
         endpoint = self.module.listen(*args, **options)
@@ -80,6 +84,19 @@ class Face:
 
     def socketpair(self, *args: Any, **options: Any) -> tuple[Any, Any]:
         one, other = self.module.socketpair(*args, **options)
+        return (InThreads(one), InThreads(other)) if self.is_blocking else (one, other)
+
+    def listen_channel(self, *args: Any, **options: Any) -> Any:
+        endpoint = self.channels.listen_channel(*args, **options)
+        return InThreads(endpoint) if self.is_blocking else endpoint
+
+    async def connect_channel(self, *args: Any, **options: Any) -> Any:
+        if self.is_blocking:
+            return InThreads(await asyncio.to_thread(self.channels.connect_channel, *args, **options))
+        return await self.channels.connect_channel(*args, **options)
+
+    def channelpair(self, *args: Any, **options: Any) -> tuple[Any, Any]:
+        one, other = self.channels.channelpair(*args, **options)
         return (InThreads(one), InThreads(other)) if self.is_blocking else (one, other)
 
     def run(self, scenario: Scenario, *args: Any) -> Any:

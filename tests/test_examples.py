@@ -6,6 +6,7 @@ The convention, which CONTRIBUTING explains as well:
 - `NAME_client.py` is run against `NAME_server.py`, or against `NAME.py` if that is the server. The server is started
   first and waited for; after the client it gets SIGTERM and must exit with 0. `payments_aio_client.py` finds
   `payments_aio_server.py`, `payments_aio.py`, `payments_server.py` or `payments.py`, in this order.
+- `test_NAME.py` is run by pytest, and must pass.
 - A docstring that ends with a paragraph `Prints:` and an indented block is a promise: the program's (the client's)
   output is compared with the block, `...` standing for anything.
 
@@ -63,6 +64,11 @@ def promised_output(file: Path) -> str | None:
     return textwrap.dedent(found[1]).strip("\n") + "\n" if found else None
 
 
+def is_test(file: Path) -> bool:
+    """Say whether pytest runs an example."""
+    return file.stem.startswith("test_")
+
+
 def missing_imports(file: Path) -> list[str]:
     """Return the modules that an example imports and that are not here."""
     names = set()
@@ -92,8 +98,9 @@ def start(file: Path, runtime: Path) -> subprocess.Popen[str]:
     path = os.pathsep.join(
         os.path.abspath(place) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place
     )
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "--import-mode=prepend"] if is_test(file) else []
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(file)],
+        [sys.executable, "-W", "error", *words, str(file)],
         env={**os.environ, "PYTHONPATH": path, "HOSTLINE_RUNTIME_DIR": str(runtime), "PYTHONUNBUFFERED": "1"},
         cwd=runtime,
         stdin=subprocess.DEVNULL,

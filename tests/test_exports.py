@@ -69,7 +69,9 @@ def test_importing_hostline_loads_nothing_that_a_service_does_not_need() -> None
     heavy = {"typer", "click", "rich", "uvloop", "psutil", "hypothesis", "pytest", "multiprocessing", "http.client"}
     assert loaded & heavy == set()
     assert {
-        name for name in loaded if name.startswith(("hostline.cli", "hostline.demo", "hostline.conformance"))
+        name
+        for name in loaded
+        if name.startswith(("hostline.cli", "hostline.demo", "hostline.conformance", "hostline.testing"))
     } == set()
 
 

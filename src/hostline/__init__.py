@@ -9,6 +9,7 @@ from hostline.aio.service import Service
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
+from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface
@@ -18,6 +19,8 @@ from hostline.unix.credentials import Peer, Peers
 from hostline.unix.descriptors import Fd
 
 __all__ = [
+    "Channel",
+    "ChannelListener",
     "Connection",
     "Context",
     "Datagrams",
@@ -30,9 +33,12 @@ __all__ = [
     "Service",
     "__version__",
     "aio",
+    "channelpair",
     "connect",
+    "connect_channel",
     "connect_socket",
     "listen",
+    "listen_channel",
     "raises",
     "socketpair",
     "sync",

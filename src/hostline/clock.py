@@ -47,6 +47,10 @@ class Deadline:
         """Return the seconds left: never negative, `math.inf` without a deadline."""
         return max(0.0, self.at - (monotonic() if now is None else now))
 
+    def left(self) -> float | None:
+        """Return the seconds left as a `timeout` argument: None without a deadline."""
+        return None if self.at == math.inf else self.remaining()
+
     def has_passed(self, now: float | None = None) -> bool:
         """Say whether the moment is over."""
         return (monotonic() if now is None else now) >= self.at

@@ -13,11 +13,12 @@
     |   +-- ConnectTimeoutError (TimeoutError)             the backlog stayed full until the deadline
     |   +-- PeerGoneError (ConnectionError)                the other side vanished
     |   +-- SocketTimeoutError (TimeoutError)              send, receive or accept reached its deadline
-    |   +-- MessageTooLongError                            a packet larger than the kernel carries
+    |   +-- MessageTooLongError                            larger than the kernel, or a channel, carries
     +-- ClosedError (ConnectionError)          this side closed it, or the process forked
     +-- EndOfStream (EOFError)                 the other side ended cleanly
     +-- TruncatedError (ValueError)            a packet or its descriptors did not fit; nothing was kept
     +-- DescriptorError (OSError)              a descriptor is missing, unwanted or of the wrong kind
+    +-- InvalidMessageError (ValueError)       a channel's message cannot be encoded, or is of another type
     +-- PeerRefusedError (PermissionError)     identity: the rules do not admit this peer, or this server
     +-- ProtocolError (ValueError)
     |   +-- LocalProtocolError                 this program used the connection wrongly
@@ -59,6 +60,7 @@ __all__ = [
     "HostlineError",
     "InternalError",
     "InvalidArgumentError",
+    "InvalidMessageError",
     "InvalidResultError",
     "LocalProtocolError",
     "MessageTooLongError",
@@ -81,7 +83,13 @@ __all__ = [
 
 
 class HostlineError(Exception):
-    """Base of every error that hostline raises on purpose."""
+    """Base of every error that hostline raises on purpose.
+
+    Attributes:
+        sent_count: After a `send_many`, how many messages were sent as a whole before this ended it; elsewhere None.
+    """
+
+    sent_count: int | None = None
 
 
 # --- addresses and sockets ---------------------------------------------------------------------------
@@ -197,7 +205,7 @@ class PeerGoneError(SocketError, ConnectionError):
 
 
 class MessageTooLongError(SocketError):
-    """Report a packet larger than the kernel carries whole."""
+    """Report a packet larger than the kernel carries whole, or a message larger than a channel takes; none was sent."""
 
 
 class ClosedError(HostlineError, ConnectionError):
@@ -214,6 +222,18 @@ class TruncatedError(HostlineError, ValueError):
 
 class DescriptorError(HostlineError, OSError):
     """Report a descriptor that is missing, unwanted, closed or of the wrong kind."""
+
+
+class InvalidMessageError(HostlineError, ValueError):
+    """Report a channel's message that cannot be encoded, or is not what the receiver expects; the channel lives on.
+
+    Attributes:
+        data: The received message's bytes, still encoded; empty for one that was to be sent.
+    """
+
+    def __init__(self, message: str = "", data: bytes = b"") -> None:
+        super().__init__(message)
+        self.data = data
 
 
 class PeerRefusedError(HostlineError, PermissionError):

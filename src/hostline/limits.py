@@ -73,6 +73,19 @@ MAX_ELEMENTS = 100_000
 # number of system calls.
 READ_SIZE = 64 << 10
 
+# --- channels --------------------------------------------------------------------------------------
+
+# Bytes of one message on a channel, for the same reason as for a frame: the header alone must not decide how much is
+# kept. multiprocessing.connection takes up to 2 GiB; larger data belongs in a descriptor.
+DEFAULT_MAX_MESSAGE_SIZE = 1 << 20
+HARD_MAX_MESSAGE_SIZE = 16 << 20
+
+# Bytes of one packet on a seqpacket channel, header included, unless asked for more, and at most. A receive needs room
+# for the largest that may come; for a quarter of a mebibyte the allocator goes to the kernel each time, which tripled
+# the price of a receive here. With the usual buffer (net.core.wmem_default of 212992) no sender makes a larger one.
+DEFAULT_MAX_PACKET_SIZE = 64 << 10
+MAX_PACKET_SIZE = 256 << 10
+
 # --- calls -----------------------------------------------------------------------------------------
 
 # Handlers running at once in one service, calls waiting behind them, and worker threads for `def` handlers.

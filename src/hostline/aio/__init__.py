@@ -3,6 +3,7 @@
 Its blocking twin, with the same names, is `hostline.sync`.
 """
 
+from hostline.aio.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.aio.client import Line, connect
 from hostline.aio.datagrams import Datagrams
 from hostline.aio.interface import Interface
@@ -11,6 +12,8 @@ from hostline.aio.serving.server import Server
 from hostline.aio.sockets import Connection, Listener, connect_socket, listen, socketpair
 
 __all__ = [
+    "Channel",
+    "ChannelListener",
     "Connection",
     "Datagrams",
     "Interface",
@@ -18,8 +21,11 @@ __all__ = [
     "Listener",
     "Server",
     "Service",
+    "channelpair",
     "connect",
+    "connect_channel",
     "connect_socket",
     "listen",
+    "listen_channel",
     "socketpair",
 ]

@@ -7,15 +7,16 @@ One task may send while another receives; a second one in the same direction is 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from hostline.aio.waiting import Endpoint
 from hostline.clock import Deadline
-from hostline.errors import DescriptorError, EndOfStream, LocalProtocolError
+from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError
 from hostline.limits import READ_SIZE
+from hostline.protocol.batches import Batch, checked_count, count_sent
 from hostline.unix.address import SocketType
-from hostline.unix.ancillary import Received, recv_message, send_message
+from hostline.unix.ancillary import Received, recv_message, send_message, send_packets
 from hostline.unix.credentials import Peer
 from hostline.unix.descriptors import Fd, HasFileno, close_all
 from hostline.unix.oserrors import translate
@@ -38,7 +39,7 @@ class Connection(Endpoint):
         max_fds: Descriptors that one message may bring.
     """
 
-    __slots__ = ("_on_close", "_torn", "max_fds", "peer")
+    __slots__ = ("_late", "_on_close", "_torn", "max_fds", "peer")
 
     _name: ClassVar[str] = "connection"
 
@@ -68,6 +69,8 @@ class Connection(Endpoint):
         self.max_fds = max_fds
         self._on_close = on_close
         self._torn = ""
+        # What a `recv_many` met behind the messages it returned; the next receive raises it.
+        self._late: list[HostlineError] = []
 
     async def send(
         self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None
@@ -111,6 +114,47 @@ class Connection(Endpoint):
         finally:
             if 0 < sent < size:
                 self._torn = f"{sent} of {size} bytes"
+
+    async def send_many(self, messages: Iterable[ReadableBuffer], *, timeout: float | None = None) -> int:
+        """Send many messages: on seqpacket each as one packet, on a stream one behind the other.
+
+        A stream takes up to 1,024 of them with one system call. Packets need one each, and there is no waiting between
+        them while the other side keeps up.
+
+        Args:
+            messages: The bytes of each.
+            timeout: Seconds until all must have been taken; None waits without limit.
+
+        Returns:
+            How many were sent: all of them.
+
+        Raises:
+            HostlineError: As from `send`; `sent_count` says how many were sent as a whole before it. A cancellation
+                has it too.
+        """
+        deadline = Deadline.after(timeout)
+        batch = Batch(messages, is_stream=self.type == "stream")
+        try:
+            self._check_writable()
+            if self._torn:
+                raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
+            while not batch.is_done:
+                try:
+                    self._send_some(batch)
+                except BlockingIOError:
+                    await self._wait_writable(deadline, "send")
+        except BaseException as error:
+            count_sent(error, batch.sent_count)
+            raise
+        finally:
+            self._torn = self._torn or batch.torn
+        return batch.sent_count
+
+    def _send_some(self, batch: Batch) -> None:
+        if batch.is_stream:
+            batch.took_bytes(send_message(self._sock, batch.buffers(), address=self.address))
+        else:
+            batch.took_packets(send_packets(self._sock, batch.packets(), address=self.address))
 
     async def recv(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive some bytes of a stream, or one packet.
@@ -162,8 +206,80 @@ class Connection(Endpoint):
         data, fds, *_ = await self._receive(max_size, timeout)
         return data, fds
 
+    async def recv_many(
+        self, max_count: int, max_size: int = READ_SIZE, *, timeout: float | None = None
+    ) -> list[bytes]:
+        """Receive the packets that are there: one at least, `max_count` at most.
+
+        An error about one packet is raised when it is the first; otherwise those before it are returned, and the next
+        receive raises it.
+
+        Args:
+            max_count: How many at most.
+            max_size: The largest packet that is taken, in bytes.
+            timeout: Seconds to wait for the first; None waits without limit.
+
+        Raises:
+            LocalProtocolError: This is a stream, which has no packets.
+            HostlineError: As from `recv`.
+            ValueError: `max_count` is not positive.
+        """
+        packets = await self.recv_many_fds(max_count, max_size, timeout=timeout)
+        for index, (_, fds) in enumerate(packets):
+            if fds:
+                for _, others in packets[index:]:
+                    close_all(others)
+                self.close()
+                error = DescriptorError(f"{len(fds)} descriptors came with the message: receive with recv_many_fds")
+                if not index:
+                    raise error
+                self._late.append(error)
+                return [data for data, _ in packets[:index]]
+        return [data for data, _ in packets]
+
+    async def recv_many_fds(
+        self, max_count: int, max_size: int = READ_SIZE, *, timeout: float | None = None
+    ) -> list[tuple[bytes, list[Fd]]]:
+        """Receive the packets that are there, each with the descriptors that came along, which are the caller's.
+
+        Args:
+            max_count: As for `recv_many`.
+            max_size: As for `recv_many`.
+            timeout: As for `recv_many`.
+
+        Raises:
+            LocalProtocolError: This is a stream, which has no packets.
+            HostlineError: As from `recv_fds`.
+            ValueError: `max_count` is not positive.
+        """
+        checked_count(max_count)
+        if self.type == "stream":
+            raise LocalProtocolError("a stream has no packets to be received one by one: use recv, or a channel")
+        received = [await self._receive(max_size, timeout)]
+        try:
+            while len(received) < max_count:
+                more = recv_message(
+                    self._sock,
+                    max_size,
+                    self.max_fds,
+                    socket_type=self.type,
+                    address=self.address,
+                )
+                if more.is_end:
+                    break
+                received.append(more)
+        except BlockingIOError:
+            pass
+        except HostlineError as error:
+            self._late.append(error)
+            if isinstance(error, DescriptorError):
+                self.close()
+        return [(data, fds) for data, fds, *_ in received]
+
     async def _receive(self, max_size: int, timeout: float | None) -> Received:
         deadline = Deadline.after(timeout)
+        if self._late:
+            raise self._late.pop()
         self._check_readable()
         try:
             while True:

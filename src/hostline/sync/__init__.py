@@ -3,19 +3,25 @@
 There is no blocking server: `Service.run()` drives the one in `hostline.aio`.
 """
 
+from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface
 from hostline.sync.sockets import Connection, Listener, connect_socket, listen, socketpair
 
 __all__ = [
+    "Channel",
+    "ChannelListener",
     "Connection",
     "Datagrams",
     "Interface",
     "Line",
     "Listener",
+    "channelpair",
     "connect",
+    "connect_channel",
     "connect_socket",
     "listen",
+    "listen_channel",
     "socketpair",
 ]

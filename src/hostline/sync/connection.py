@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from hostline.clock import Deadline
-from hostline.errors import DescriptorError, EndOfStream, LocalProtocolError, SocketError
+from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
 from hostline.limits import READ_SIZE
+from hostline.protocol.batches import Batch, checked_count, count_sent
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint
 from hostline.unix.address import SocketType
-from hostline.unix.ancillary import Received, recv_message, send_message
+from hostline.unix.ancillary import Received, recv_message, send_message, send_packets
 from hostline.unix.credentials import Peer
 from hostline.unix.descriptors import Fd, HasFileno, close_all
 from hostline.unix.oserrors import translate
@@ -39,7 +40,7 @@ class Connection(Endpoint):
         max_fds: Descriptors that one message may bring.
     """
 
-    __slots__ = ("_on_close", "_send_lock", "_torn", "max_fds", "peer")
+    __slots__ = ("_late", "_on_close", "_send_lock", "_torn", "max_fds", "peer")
 
     _name: ClassVar[str] = "connection"
 
@@ -71,6 +72,8 @@ class Connection(Endpoint):
         self._on_close = on_close
         self._send_lock = threading.Lock()
         self._torn = ""
+        # What a `recv_many` met behind the messages it returned; the next receive raises it.
+        self._late: list[HostlineError] = []
 
     def send(self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
         """Send all of the data: on seqpacket as one packet.
@@ -133,6 +136,64 @@ class Connection(Endpoint):
             if 0 < sent < size:
                 self._torn = f"{sent} of {size} bytes"
 
+    def send_many(self, messages: Iterable[ReadableBuffer], *, timeout: float | None = None) -> int:
+        """Send many messages: on seqpacket each as one packet, on a stream one behind the other.
+
+        A stream takes up to 1,024 of them with one system call. Packets need one each, and there is no waiting between
+        them while the other side keeps up.
+
+        Args:
+            messages: The bytes of each.
+            timeout: Seconds until all must have been taken; None waits without limit.
+
+        Returns:
+            How many were sent: all of them.
+
+        Raises:
+            HostlineError: As from `send`; `sent_count` says how many were sent as a whole before it. After Ctrl-C it is
+                a lower bound.
+        """
+        deadline = Deadline.after(timeout)
+        batch = Batch(messages, is_stream=self.type == "stream")
+        try:
+            self._enter()
+            if not self._send_lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+                raise translate(TimeoutError(), "send", self.type, self.address)
+            try:
+                self._send_batch(batch, deadline)
+            finally:
+                self._torn = self._torn or batch.torn
+                self._send_lock.release()
+        except BaseException as error:
+            count_sent(error, batch.sent_count)
+            raise
+        finally:
+            self._leave()
+        return batch.sent_count
+
+    def _send_batch(self, batch: Batch, deadline: Deadline) -> None:
+        if self._torn:
+            raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
+        flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
+        try:
+            while not batch.is_done:
+                if self._is_closed:
+                    raise self._closed()
+                try:
+                    self._send_some(batch, flags)
+                except BlockingIOError:
+                    self._wait(WRITABLE, deadline, "send")
+        except SocketError as error:
+            if self._is_closed:
+                raise self._closed() from error
+            raise
+
+    def _send_some(self, batch: Batch, flags: int = 0) -> None:
+        if batch.is_stream:
+            batch.took_bytes(send_message(self._sock, batch.buffers(), flags=flags, address=self.address))
+        else:
+            batch.took_packets(send_packets(self._sock, batch.packets(), flags=flags, address=self.address))
+
     def recv(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive some bytes of a stream, or one packet.
 
@@ -181,8 +242,82 @@ class Connection(Endpoint):
         data, fds, *_ = self._receive(max_size, timeout)
         return data, fds
 
+    def recv_many(self, max_count: int, max_size: int = READ_SIZE, *, timeout: float | None = None) -> list[bytes]:
+        """Receive the packets that are there: one at least, `max_count` at most.
+
+        An error about one packet is raised when it is the first; otherwise those before it are returned, and the next
+        receive raises it.
+
+        Args:
+            max_count: How many at most.
+            max_size: The largest packet that is taken, in bytes.
+            timeout: Seconds to wait for the first; None waits without limit.
+
+        Raises:
+            LocalProtocolError: This is a stream, which has no packets.
+            HostlineError: As from `recv`.
+            ValueError: `max_count` is not positive.
+        """
+        packets = self.recv_many_fds(max_count, max_size, timeout=timeout)
+        for index, (_, fds) in enumerate(packets):
+            if fds:
+                for _, others in packets[index:]:
+                    close_all(others)
+                self.close()
+                error = DescriptorError(f"{len(fds)} descriptors came with the message: receive with recv_many_fds")
+                if not index:
+                    raise error
+                self._late.append(error)
+                return [data for data, _ in packets[:index]]
+        return [data for data, _ in packets]
+
+    def recv_many_fds(
+        self, max_count: int, max_size: int = READ_SIZE, *, timeout: float | None = None
+    ) -> list[tuple[bytes, list[Fd]]]:
+        """Receive the packets that are there, each with the descriptors that came along, which are the caller's.
+
+        Args:
+            max_count: As for `recv_many`.
+            max_size: As for `recv_many`.
+            timeout: As for `recv_many`.
+
+        Raises:
+            LocalProtocolError: This is a stream, which has no packets.
+            HostlineError: As from `recv_fds`.
+            ValueError: `max_count` is not positive.
+        """
+        checked_count(max_count)
+        if self.type == "stream":
+            raise LocalProtocolError("a stream has no packets to be received one by one: use recv, or a channel")
+        received = [self._receive(max_size, timeout)]
+        try:
+            self._enter()
+            while len(received) < max_count:
+                more = recv_message(
+                    self._sock,
+                    max_size,
+                    self.max_fds,
+                    flags=socket.MSG_DONTWAIT,
+                    socket_type=self.type,
+                    address=self.address,
+                )
+                if more.is_end:
+                    break
+                received.append(more)
+        except BlockingIOError:
+            pass
+        except HostlineError as error:
+            self._late.append(error)
+            if isinstance(error, DescriptorError):
+                self.close()
+        finally:
+            self._leave()
+        return [(data, fds) for data, fds, *_ in received]
+
     def _receive(self, max_size: int, timeout: float | None) -> Received:
         deadline = Deadline.after(timeout)
+        if self._late:
+            self._raise_late()
         flags = 0 if timeout is None else socket.MSG_DONTWAIT
         try:
             self._enter()
@@ -208,6 +343,13 @@ class Connection(Endpoint):
             raise
         finally:
             self._leave()
+
+    def _raise_late(self) -> None:
+        try:
+            error = self._late.pop()
+        except IndexError:
+            return  # another thread has raised it
+        raise error
 
     def shutdown(self) -> None:
         """End sending: the other side sees the end of the stream, and this side may go on receiving.

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 from hostline.clock import Deadline
-from hostline.errors import LocalProtocolError
+from hostline.errors import HostlineError, LocalProtocolError
 from hostline.limits import CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST
+from hostline.protocol.batches import Batch, checked_count, count_sent
 from hostline.protocol.retry import Backoff
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, Wakeup
 from hostline.unix.address import Address, parse_address
-from hostline.unix.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message
+from hostline.unix.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message, send_packets
 from hostline.unix.descriptors import HasFileno
 from hostline.unix.listening import Bound
 from hostline.unix.sockets import is_connected, kernel_address
@@ -37,7 +39,7 @@ class Datagrams(Endpoint):
         max_fds: Descriptors that one datagram may bring.
     """
 
-    __slots__ = ("_bound", "_has_credentials", "_has_peer", "max_fds")
+    __slots__ = ("_bound", "_has_credentials", "_has_peer", "_late", "max_fds")
 
     _name: ClassVar[str] = "datagram socket"
 
@@ -64,6 +66,8 @@ class Datagrams(Endpoint):
         self._has_credentials = credentials
         self._bound = bound
         self._has_peer = is_connected(sock)
+        # What a `recv_many` met behind the datagrams it returned; the next receive raises it.
+        self._late: list[HostlineError] = []
 
     def send(
         self,
@@ -103,6 +107,43 @@ class Datagrams(Endpoint):
         finally:
             self._leave()
 
+    def send_many(
+        self,
+        messages: Iterable[ReadableBuffer],
+        to: str | os.PathLike[str] | Address | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """Send many datagrams to one place, without waiting between them while the receiver keeps up.
+
+        Args:
+            messages: The bytes of each.
+            to: As for `send`.
+            timeout: Seconds until all must have been taken; None waits without limit.
+
+        Returns:
+            How many were sent: all of them.
+
+        Raises:
+            HostlineError: As from `send`; `sent_count` says how many were sent before it.
+        """
+        deadline = Deadline.after(timeout)
+        batch = Batch(messages, is_stream=False)
+        try:
+            target = None if to is None else parse_address(to)
+            if target is None and not self._has_peer:
+                raise LocalProtocolError("this datagram socket is not connected: say where to send with to=")
+            self._enter()
+            with nullcontext() if target is None else kernel_address(target) as raw:
+                where = self.address if target is None else target.text
+                self._send_batch(batch, raw, where, deadline)
+        except BaseException as error:
+            count_sent(error, batch.sent_count)
+            raise
+        finally:
+            self._leave()
+        return batch.sent_count
+
     def _send(
         self,
         data: ReadableBuffer,
@@ -118,6 +159,26 @@ class Datagrams(Endpoint):
                     self._sock, (data,), fds, to=raw, flags=socket.MSG_DONTWAIT, socket_type="datagram", address=where
                 )
                 return
+            except BlockingIOError:
+                pass
+            if raw is None:
+                self._wait(WRITABLE, deadline, "send")
+            else:
+                # An unconnected socket polls as writable while the receiver's queue is full.
+                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
+                self._wait(0, deadline, "send", at_most=backoff.pause(), address=where)
+
+    def _send_batch(self, batch: Batch, raw: bytes | None, where: str, deadline: Deadline) -> None:
+        backoff: Backoff | None = None
+        while not batch.is_done:
+            packets = batch.packets()
+            try:
+                count = send_packets(
+                    self._sock, packets, to=raw, flags=socket.MSG_DONTWAIT, socket_type="datagram", address=where
+                )
+                batch.took_packets(count)
+                backoff = None
+                continue
             except BlockingIOError:
                 pass
             if raw is None:
@@ -160,8 +221,50 @@ class Datagrams(Endpoint):
         """
         return self._receive(max_size, self.max_fds, timeout)
 
+    def recv_many(
+        self, max_count: int, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None
+    ) -> list[Datagram]:
+        """Receive the datagrams that are there: one at least, `max_count` at most, each as `recv_from` gives it.
+
+        An error about one datagram is raised when it is the first; otherwise those before it are returned, and the
+        next receive raises it.
+
+        Args:
+            max_count: How many at most.
+            max_size: The largest datagram that is taken, in bytes.
+            timeout: Seconds to wait for the first; None waits without limit.
+
+        Raises:
+            HostlineError: As from `recv_from`.
+            ValueError: `max_count` is not positive.
+        """
+        checked_count(max_count)
+        datagrams = [self._receive(max_size, self.max_fds, timeout)]
+        try:
+            self._enter()
+            while len(datagrams) < max_count:
+                datagrams.append(
+                    recv_datagram(
+                        self._sock,
+                        max_size,
+                        self.max_fds,
+                        flags=socket.MSG_DONTWAIT,
+                        has_credentials=self._has_credentials,
+                        address=self.address,
+                    )
+                )
+        except BlockingIOError:
+            pass
+        except HostlineError as error:
+            self._late.append(error)
+        finally:
+            self._leave()
+        return datagrams
+
     def _receive(self, max_size: int, max_fds: int, timeout: float | None) -> Datagram:
         deadline = Deadline.after(timeout)
+        if self._late:
+            self._raise_late()
         try:
             self._enter()
             while True:
@@ -178,6 +281,13 @@ class Datagrams(Endpoint):
                     self._wait(READABLE, deadline, "recv")
         finally:
             self._leave()
+
+    def _raise_late(self) -> None:
+        try:
+            error = self._late.pop()
+        except IndexError:
+            return  # another thread has raised it
+        raise error
 
     def _release(self) -> None:
         if self._bound is not None:

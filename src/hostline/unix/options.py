@@ -14,7 +14,15 @@ from hostline.limits import HARD_MAX_FDS
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import translate
 
-__all__ = ["allow_credentials", "checked_max_fds", "checked_type", "disallow_fds", "forget_options", "mark_packets"]
+__all__ = [
+    "allow_credentials",
+    "checked_max_fds",
+    "checked_type",
+    "disallow_fds",
+    "forget_options",
+    "largest_packet",
+    "mark_packets",
+]
 
 _IS_LINUX = sys.platform == "linux"
 
@@ -98,6 +106,12 @@ def mark_packets(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def largest_packet(sock: socket.socket) -> int:
+    """Return how many bytes the kernel carries in one packet from this socket, as its send buffer is now."""
+    # unix_dgram_sendmsg, which seqpacket shares, keeps 32 bytes of the buffer for itself.
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - (32 if _IS_LINUX else 0)
 
 
 def allow_credentials(sock: socket.socket) -> None:
