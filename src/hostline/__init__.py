@@ -5,7 +5,7 @@ The blocking face is here by its bare names; the asyncio face, with the same nam
 
 from hostline import aio, errors, sync
 from hostline._version import __version__
-from hostline.aio.service import Service
+from hostline.aio.serving.service import Service
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
@@ -14,6 +14,7 @@ from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface
 from hostline.sync.sockets import Connection, Listener, connect_socket, listen, socketpair
+from hostline.sync.streams import Stream
 from hostline.unix.address import unique_path
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.descriptors import Fd
@@ -31,6 +32,7 @@ __all__ = [
     "Peer",
     "Peers",
     "Service",
+    "Stream",
     "__version__",
     "aio",
     "channelpair",

@@ -102,10 +102,19 @@ MAX_CALLS_PER_CONNECTION = 256
 # calls, and quick handlers run on the spot, so one pipelining peer would delay every other by tens of milliseconds.
 FRAMES_PER_TURN = 128
 
+# Items of one stream that are sent before the others on the loop get their turn: an async generator that never waits
+# would keep the loop to itself for as long as its reader grants credit.
+ITEMS_PER_TURN = 64
+
 # Unsent reply bytes of one connection: above the high mark the server stops reading from that peer, below
 # the low one it starts again. asyncio uses 64 KiB and 16 KiB; replies here are larger and peers are local.
 HIGH_WATER = 1 << 20
 LOW_WATER = 256 << 10
+
+# Bytes of items that one stream may have under way before its reader has taken any, and the most that a reader may ever
+# grant. HTTP/2 begins with 64 KiB as well: enough to keep a local reader busy, little enough for thousands of streams.
+STREAM_CREDIT = 64 << 10
+MAX_STREAM_CREDIT = 16 << 20
 
 # Seconds a peer may leave its replies unread above the high mark before it is cut off.
 SLOW_READER_TIMEOUT = 30.0

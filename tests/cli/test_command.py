@@ -100,7 +100,14 @@ def test_without_its_libraries_it_names_the_extra(missing: str) -> None:
 
 
 def test_what_one_command_needs_is_not_loaded_by_another() -> None:
-    heavy = {"hostline.conformance", "hostline.demo", "hostline.cli.exchange", "hostline.cli.schemas", "uvloop"}
+    heavy = {
+        "hostline.conformance",
+        "hostline.demo",
+        "hostline.cli.exchange",
+        "hostline.cli.items",
+        "hostline.cli.schemas",
+        "uvloop",
+    }
     program = "import sys, hostline.cli.app; print(*sorted(sys.modules))"
     assert set(python(program).stdout.split()) & heavy == set()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hostline.aio.service import Service
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.service import Service
 from hostline.clock import Deadline
 from hostline.demo.loopback import AsyncTcpLine, BlockingTcpLine, listen_on_loopback
 from hostline.rpc.context import Context

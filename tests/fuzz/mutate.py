@@ -12,7 +12,13 @@ from typing import Any, Final
 import msgspec
 from tests.golden import vectors
 
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.limits import (
+    DEFAULT_MAX_FRAME_SIZE,
+    MAX_HELLO_SIZE,
+    MAX_STREAM_CREDIT,
+    MIN_MAX_FRAME_SIZE,
+    STREAM_CREDIT,
+)
 from hostline.wire.frame import HEADER, HEADER_SIZE, Kind
 
 # Values, heads and pieces of heads that a decoder has to refuse, bound, or get right.
@@ -59,6 +65,19 @@ _BYTES: Final = (*range(16), 0x20, 0x40, 0x7F, 0x80, 0xFF)
 _SCALARS: Final = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
                    0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18, 0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}  # fmt: skip
 _SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4}
+
+# What a CREDIT may hold: nothing, little, as much as there is, all that one may have, more, and not 4 bytes at all.
+AMOUNTS: Final = (0, 1, STREAM_CREDIT, MAX_STREAM_CREDIT - STREAM_CREDIT, MAX_STREAM_CREDIT - STREAM_CREDIT + 1,
+                  MAX_STREAM_CREDIT, MAX_STREAM_CREDIT + 1, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)  # fmt: skip
+CREDITS: Final = (*(amount.to_bytes(4, "little") for amount in AMOUNTS), b"", b"\x01", bytes(3), b"\x01" * 5, bytes(8))
+
+# Sizes of items that use a stream's credit up: but for a byte, to the byte, and with one item that goes beyond.
+_ALL: Final = STREAM_CREDIT - HEADER_SIZE
+_HALF: Final = STREAM_CREDIT // 2 - HEADER_SIZE
+_ITEM_SIZES: Final = (
+    (_ALL - 1,), (_ALL,), (_ALL, 0), (_ALL - 1, 0), (_ALL - 1, 1, 1), (_HALF, _HALF), (_HALF, _HALF, 1),
+    (_HALF - 1, _HALF + 1, 0), (30000, 30000, 30000), (30000, 30000, 30000, 0), (_ALL - 1, 70000), (70000, 0),
+)  # fmt: skip
 
 JUNK: Final = (
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -152,8 +171,36 @@ def with_odd_payload(rng: random.Random, data: bytes) -> bytes:
 
 
 def payload_start(fields: tuple[Any, ...]) -> int:
-    """Return how many bytes of a frame's payload come before its MessagePack: the magic bytes, or the time left."""
+    """Return how many bytes of a frame's payload come before its MessagePack: magic bytes, time left, or credit."""
+    if fields[1] == Kind.CREDIT:
+        return 4
     return 8 if fields[1] == Kind.HELLO or (fields[1] == Kind.CALL and fields[2] & 1) else 0
+
+
+def merged(rng: random.Random, sequences: list[list[bytes]]) -> list[bytes]:
+    """Return the frames of all sequences, each in its own order, in a random order among them."""
+    turns = [i for i, sequence in enumerate(sequences) for _ in sequence]
+    rng.shuffle(turns)
+    each = [iter(sequence) for sequence in sequences]
+    return [next(each[i]) for i in turns]
+
+
+def items(rng: random.Random, call_id: int, max_frame_size: int) -> list[bytes]:
+    """Return the items of one stream that come near the end of its credit, reach it, or go beyond."""
+    if max_frame_size < STREAM_CREDIT:
+        size = max_frame_size - HEADER_SIZE  # a whole number of these is the credit
+        sizes = (size,) * (STREAM_CREDIT // max_frame_size + rng.choice((-1, 0, 0, 1)))
+    else:
+        sizes = rng.choice(_ITEM_SIZES)
+    return [frame(Kind.ITEM, call_id, _item(size)) for size in sizes]
+
+
+@cache
+def _item(size: int) -> bytes:
+    """Return an item of so many bytes: one value, so that damage to it knows its parts."""
+    if size < 5:
+        return b"\xc0" * size
+    return b"\xc6" + (size - 5).to_bytes(4, "big") + bytes(size - 5)
 
 
 def stream(rng: random.Random, frames: list[bytes], damages: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz import mutate
 from tests.fuzz.harness import Case, Outcome, check_memory, check_tally, count_of, fuzz
 from tests.fuzz.model import Reading, read
-from tests.golden import frame_bytes
+from tests.golden import frame_bytes, vectors
 
 from hostline.errors import RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
@@ -25,14 +25,15 @@ def make(rng: random.Random) -> Case:
     frames = [rng.choice(HELLOS)] if rng.random() < 0.9 else []
     for _ in range(rng.randrange(5)):
         if rng.random() < 0.3:
-            frames.append(rng.choice(mutate.golden_frames()[:12]))
+            frames.append(rng.choice(mutate.golden_frames()[: len(vectors("frames"))]))
         else:
-            payload = rng.randbytes(rng.choice((0, 1, 2, 30, 30, 30, 900 if rng.random() < 0.1 else 3)))
+            payload = rng.randbytes(rng.choice((0, 1, 2, 4, 30, 30, 900 if rng.random() < 0.1 else 3)))
             call_id = rng.choice(mutate.EDGES[1:])
-            frames.append(mutate.frame(rng.choice((2, 3, 4)), call_id, payload))
+            kind = rng.choice((2, 2, 3, 3, 4, 5, 6, 8))
+            frames.append(mutate.frame(kind, call_id, b"" if kind == 6 and rng.random() < 0.9 else payload))
     if rng.random() < 0.05:  # the bound itself, and one byte more
         size = min(max_frame_size, MAX_HELLO_SIZE) + rng.randrange(2)
-        frames.append(mutate.frame(rng.choice((2, 3, 4)), 1, bytes(size)))
+        frames.append(mutate.frame(rng.choice((2, 3, 4, 5)), 1, bytes(size)))
     data = mutate.stream(rng, frames, rng.choice((0, 1, 1, 2, 3, 4)))
     return Case(data, mutate.cuts(rng, len(data)), max_frame_size)
 

@@ -12,6 +12,7 @@ from tests.fuzz import harness, test_connections, test_frames, test_payloads
 from tests.fuzz.harness import SHARES, Case, Outcome, Tally, check_memory, check_tally, count_of, fuzz
 
 from hostline.errors import RemoteProtocolError
+from hostline.limits import STREAM_CREDIT
 from hostline.protocol.connection import Answer, ClientConnection, ServerConnection, State
 from hostline.wire.frame import Frame, FrameDecoder
 
@@ -74,6 +75,35 @@ class Twice(ServerConnection):
         return events
 
 
+class Lavish(ServerConnection):
+    """Charges no item."""
+
+    def _take_item(self, frame: Frame, events: list[Frame]) -> None:
+        window = self._windows.get(frame.call_id)
+        if window is not None:
+            window.left = STREAM_CREDIT
+        super()._take_item(frame, events)
+
+
+class Endless(ServerConnection):
+    """Takes items of a stream that has ended."""
+
+    def _take_end(self, frame: Frame, events: list[Frame]) -> None:
+        window = self._windows.get(frame.call_id)
+        super()._take_end(frame, events)
+        if window is not None:
+            self._windows[frame.call_id] = window
+
+
+class Strict(ClientConnection):
+    """Refuses items that crossed the cancellation of their call."""
+
+    def _take_item(self, frame: Frame, answers: list[Answer]) -> None:
+        if frame.call_id in self._cancelled:
+            raise RemoteProtocolError("an item that nobody waits for")
+        super()._take_item(frame, answers)
+
+
 class Loser(ClientConnection):
     """Drops the calls that were answered in the same read as a violation."""
 
@@ -95,19 +125,22 @@ def test_a_planted_fault_in_the_decoder_is_caught(decoder: Any) -> None:
     assert "HOSTLINE_FUZZ_SEED=" in caught.value.__notes__[-1]
 
 
-@pytest.mark.parametrize("server", [Reopened, Twice])
+@pytest.mark.parametrize("server", [Reopened, Twice, Lavish, Endless])
 def test_a_planted_fault_in_the_server_is_caught(server: Any) -> None:
-    """A connection that lives on after a violation, and a call that leaves the books without an answer."""
+    """One that lives on after a violation, one that loses a call, and two that let a stream go too far."""
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         fuzz(
             "server", test_connections.make_for_server, lambda case: test_connections.check_server(case, server), COUNT
         )
 
 
-def test_a_planted_fault_in_the_client_is_caught() -> None:
-    """A call that is neither answered nor in flight."""
+@pytest.mark.parametrize("client", [Loser, Strict])
+def test_a_planted_fault_in_the_client_is_caught(client: Any) -> None:
+    """A call that is neither answered nor in flight, and a refusal where nothing is wrong."""
     with pytest.raises(AssertionError):
-        fuzz("client", test_connections.make_for_client, lambda case: test_connections.check_client(case, Loser), COUNT)
+        fuzz(
+            "client", test_connections.make_for_client, lambda case: test_connections.check_client(case, client), COUNT
+        )
 
 
 def test_an_error_of_another_class_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,13 @@ from hostline.wire.codec import (
     ClientHello,
     MethodEntry,
     ServerHello,
+    decode_credit,
     decode_failure,
     decode_farewell,
     decode_hello,
     decode_result,
     encode_call,
+    encode_credit,
     encode_failure,
     encode_farewell,
     encode_hello,
@@ -130,6 +132,9 @@ HELLOS: Final = tuple(
         ServerHello(service="payments", methods=[MethodEntry("charge"), MethodEntry("hostline.health", True)]),
         ServerHello(service="", methods=[], features=["later"]),
         ServerHello(service="many", methods=[MethodEntry(f"m{number}") for number in range(50)]),
+        ServerHello(
+            service="streams", methods=[MethodEntry("tail", True, True), MethodEntry("put", False, True, True)]
+        ),
     )
 )
 FAILURES: Final = tuple(
@@ -139,6 +144,7 @@ FAILURES: Final = tuple(
 FAREWELLS: Final = tuple(
     _payload(encode_farewell(*words)) for words in (("shutdown", "bye", 3), ("x", "y" * 900, 0xFFFF_FFFF), ("", "", 0))
 )
+CREDITS: Final = tuple(_payload(encode_credit(1, amount)) for amount in (0, 1, 0xFFFF_FFFF))
 RESULTS: Final = tuple(
     (name, msgspec.msgpack.encode(value))
     for function, args, _ in SIGNATURES
@@ -154,6 +160,11 @@ def decoded_call(payload: bytes, flags: int) -> Any:
     assert len(rest) == len(payload) - 8 * (flags & 1)
 
 
+def granted(payload: bytes) -> Any:
+    amount = decode_credit(payload)
+    assert payload == amount.to_bytes(4, "little")
+
+
 # For each target: how to make a payload and where its MessagePack begins, what decodes it, and its one error.
 Kindred = tuple[tuple[bytes, ...], int, Callable[[bytes], Any], type[Exception]]
 TARGETS: Final[dict[str, Kindred]] = {
@@ -162,6 +173,7 @@ TARGETS: Final[dict[str, Kindred]] = {
     "server hello": (HELLOS[3:], 8, lambda payload: decode_hello(payload, ServerHello), RemoteProtocolError),
     "failure": (FAILURES, 0, decode_failure, RemoteProtocolError),
     "farewell": (FAREWELLS, 0, decode_farewell, RemoteProtocolError),
+    "credit": (CREDITS, 0, granted, RemoteProtocolError),
 }
 NAMES: Final = (*TARGETS, "call", "result", "result", "result")
 
@@ -176,7 +188,7 @@ def make_payload(rng: random.Random) -> Case:
         about = (name, wanted if rng.random() < 0.8 else rng.choice(tuple(ANNOTATIONS)))
     elif name == "call":
         payload = rng.randbytes(rng.choice((0, 1, 7, 8, 9, 20)))
-        about = (name, rng.randrange(4))
+        about = (name, rng.randrange(8))
         return Case(payload, (), about)
     else:
         payloads, start, _, _ = TARGETS[name]

@@ -37,6 +37,7 @@ from hostline.wire.codec import (
     decode_failure,
     decode_farewell,
     encode_call,
+    encode_credit,
     encode_failure,
     encode_farewell,
     encode_hello,
@@ -58,6 +59,15 @@ def server_hello(*methods: str, **fields: Any) -> bytes:
 def an_open_client(**fields: Any) -> ClientConnection:
     client = ClientConnection("p")
     client.receive_data(server_hello(**fields))
+    client.data_to_send()
+    return client
+
+
+def a_streaming_client() -> ClientConnection:
+    """Return a client of a service whose one method streams both ways."""
+    client = ClientConnection("p")
+    entries = [MethodEntry("charge", False, True, True)]
+    client.receive_data(encode_hello(ServerHello(service="s", methods=entries)))
     client.data_to_send()
     return client
 
@@ -216,7 +226,7 @@ def test_a_server_tells_a_client_what_it_did_wrong_once(vector: dict[str, Any]) 
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_table_is_what_happens(role: Role, state: State, kind: Kind) -> None:
-    side, data = in_state(role, state), meaningful(role, kind)
+    side, data = in_state(role, state, has_streams=kind in (Kind.ITEM, Kind.END, Kind.CREDIT)), meaningful(role, kind)
     following = TRANSITIONS[role, state].get(kind)
     if following is None:
         with pytest.raises(
@@ -229,13 +239,17 @@ def test_the_table_is_what_happens(role: Role, state: State, kind: Kind) -> None
         assert side.state is following
 
 
-def in_state(role: Role, state: State) -> ClientConnection | ServerConnection:
+def in_state(role: Role, state: State, has_streams: bool = False) -> ClientConnection | ServerConnection:
     side: Any = ClientConnection() if role is Role.CLIENT else ServerConnection(server_hello())
     if state is State.OPENING:
         return side  # type: ignore[no-any-return]
-    side = an_open_client() if role is Role.CLIENT else an_open_server()
     if role is Role.CLIENT:
-        side.call("charge", (), None, None, "ticket")
+        side = a_streaming_client() if has_streams else an_open_client()
+        side.call("charge", (), None, None, "ticket", has_items=has_streams)
+    else:
+        side = an_open_server()
+        if has_streams:
+            side.receive_data(bytes(encode_call(1, 0, (None,), has_items=True)))
     if state is State.CLOSING:
         if role is Role.CLIENT:
             side.receive_data(encode_farewell("shutdown", "", 7))
@@ -243,7 +257,7 @@ def in_state(role: Role, state: State) -> ClientConnection | ServerConnection:
             side.go_away("shutdown", "")
     if state is State.CLOSED:
         with pytest.raises(RemoteProtocolError):
-            side.receive_data(encode_frame(Kind.ITEM, 1))
+            side.receive_data(encode_frame(Kind.CREDIT, 1))
     assert side.state is state
     return side  # type: ignore[no-any-return]
 
@@ -263,6 +277,8 @@ def meaningful(role: Role, kind: Kind) -> bytes:
             return encode_farewell("shutdown", "", 7)
         case Kind.PING | Kind.PONG:
             return encode_frame(kind)
+        case Kind.CREDIT:
+            return encode_credit(1, 1000)
         case _:
             return encode_frame(kind, 1)
 

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import enum
 import uuid
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
@@ -177,3 +178,30 @@ def close_till() -> None: ...
 
 @rich.method
 def nothing() -> None: ...
+
+
+@rich.method(raises=OutOfStock)
+def restock(item: Item, times: int = 2) -> Iterator[Item]:
+    """Give an item a few times."""
+    if not times:
+        raise OutOfStock("no times")
+    for _ in range(times):
+        yield item
+
+
+@rich.method
+async def count(points: AsyncIterator[Point], /, least: int = 0) -> int:
+    """Count points."""
+    return sum([1 async for point in points if point.x >= least])
+
+
+@rich.method
+async def shift(by: int, *, points: AsyncIterator[Point]) -> AsyncIterator[Point]:
+    async for point in points:
+        yield Point(point.x + by, point.y)
+
+
+@rich.method(name="shelf.all")
+async def shelf_all(parts: AsyncIterator[bytes], line: str = "") -> AsyncIterator[bytes]:
+    async for part in parts:
+        yield part + line.encode()

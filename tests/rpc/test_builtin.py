@@ -6,6 +6,7 @@ import datetime
 import enum
 import os
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -104,6 +105,42 @@ def test_a_method_is_described_as_it_was_declared(described: ServiceDescription)
     ]
     assert [(p.name, p.is_named) for p in pet.parameters] == [("animal", False), ("options", False), ("within", True)]
     assert anything.returns == {"type": "null"}
+
+
+def test_a_stream_is_described_by_its_items() -> None:
+    service = ServiceBase("streams")
+
+    @service.method
+    def ticks(to: int) -> Iterator[Order]:
+        yield Order(to, "tea")
+
+    @service.method
+    async def total(numbers: AsyncIterator[int], plus: int = 0) -> int:
+        return plus
+
+    described = describe_service(service)
+    first, second = described.methods
+    assert (first.streams_result, second.streams_result) == (True, False)
+    assert first.returns == {"$ref": "#/$defs/Order"}
+    assert [(p.is_stream, p.schema) for p in (*first.parameters, *second.parameters)] == [
+        (False, {"type": "integer"}),
+        (True, {"type": "integer"}),
+        (False, {"type": "integer"}),
+    ]
+    assert (first.execution, second.execution) == ("worker", "task")
+    assert msgspec.json.decode(msgspec.json.encode(described), type=ServiceDescription) == described
+
+
+def test_a_description_of_a_service_that_knows_no_streams_is_read() -> None:
+    service = ServiceBase("plain")
+    service.method(name="m")(len_of)
+    plain = msgspec.to_builtins(describe_service(service))
+    del plain["methods"][0]["streams_result"], plain["methods"][0]["parameters"][0]["is_stream"]
+    assert msgspec.convert(plain, ServiceDescription) == describe_service(service)
+
+
+def len_of(text: str) -> int:
+    return len(text)
 
 
 def test_a_description_travels_as_msgpack_and_as_json(described: ServiceDescription) -> None:

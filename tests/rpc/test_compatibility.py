@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -139,6 +139,49 @@ def test_another_protocol_breaks_and_another_name_does_not() -> None:
         (True, "protocol version 1 is 99"),
         (False, "service shop is store"),
     ]
+
+
+def one_in(a: int) -> int: ...  # type: ignore[empty-body]
+def many_in(a: Iterator[int]) -> int: ...  # type: ignore[empty-body]
+def many_texts_in(a: Iterator[str]) -> int: ...  # type: ignore[empty-body]
+def many_more_in(a: Iterator[int | str]) -> int: ...  # type: ignore[empty-body]
+
+
+def many_out(a: int) -> Iterator[int]:
+    yield a
+
+
+def many_texts_out(a: int) -> Iterator[str]:
+    yield str(a)
+
+
+def many_more_out(a: int) -> Iterator[int | str]:
+    yield a
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (one_in, many_in, [(True, "parameter a is a stream")]),
+        (many_in, one_in, [(True, "parameter a is no stream")]),
+        (one_in, many_texts_in, [(True, "parameter a is a stream")]),
+        (many_in, many_in, []),
+        (many_in, many_more_in, [(False, "type of a widened")]),
+        (many_more_in, many_in, [(True, "type of a narrowed")]),
+        (many_in, many_texts_in, [(True, "type of a changed")]),
+        (one_in, many_out, [(True, "result is a stream")]),
+        (many_out, one_in, [(True, "result is no stream")]),
+        (one_in, many_texts_out, [(True, "result is a stream")]),
+        (many_out, many_out, []),
+        (many_out, many_more_out, [(True, "result widened")]),
+        (many_more_out, many_out, [(False, "result narrowed")]),
+        (many_out, many_texts_out, [(True, "result changed")]),
+    ],
+)
+def test_a_stream_is_another_kind_and_its_items_are_judged_as_values_are(
+    old: Any, new: Any, expected: list[tuple[bool, str]]
+) -> None:
+    assert verdicts(old, new) == expected
 
 
 # --- types -----------------------------------------------------------------------------------------------

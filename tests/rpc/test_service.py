@@ -76,16 +76,23 @@ def test_an_async_handler_is_not_quick() -> None:
         ServiceBase("s").method(inline=True)(waiting)
 
 
-def test_generators_are_refused_until_there_are_streams() -> None:
+def test_a_generator_streams_its_result_and_says_so() -> None:
     def numbers() -> Iterator[int]:
         yield 1
 
     async def later() -> AsyncIterator[int]:
         yield 1
 
-    for function in (numbers, later):
-        with pytest.raises(TypeError, match=f"method {function.__name__} is a generator: a method returns one result"):
-            ServiceBase("s").method(function)
+    def unsaid():  # type: ignore[no-untyped-def]
+        yield 1
+
+    service = ServiceBase("s")
+    for function, execution in ((numbers, Execution.WORKER), (later, Execution.TASK)):
+        service.method(function)
+        assert service.methods[function.__name__].execution is execution
+        assert service.methods[function.__name__].signature.streams_result
+    with pytest.raises(TypeError, match="method unsaid is a generator: annotate its result"):
+        service.method(unsaid)
 
 
 def test_a_signature_that_cannot_be_served_is_refused_where_it_stands() -> None:

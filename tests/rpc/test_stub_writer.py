@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,6 +105,19 @@ def test_the_blocking_interface_calls_a_rich_service(client: Any, sock_dir: Path
         client.call_close(service.line)
 
 
+def test_the_blocking_interface_streams(client: Any, sock_dir: Path) -> None:
+    point = client.Point
+    with ServerThread(rich, sock_dir / "x"), hostline.connect(sock_dir / "x", client.Rich) as service:
+        tea = client.Item("tea", notes={})
+        assert list(service.restock(tea, times=3)) == [tea] * 3
+        with pytest.raises(client.OutOfStock, match="no times"):
+            next(service.restock(tea, 0))
+        assert service.count(point(x) for x in range(5)) == 5
+        assert service.count(iter([point(1), point(2)]), least=2) == 1
+        assert list(service.shift(1, points=iter([point(1), point(2)]))) == [point(2), point(3)]
+        assert list(client.call_shelf_all(service.line, iter([b"a", b"b"]), "c")) == [b"ac", b"bc"]
+
+
 def test_the_asyncio_interface_calls_it_too(client: Any, sock_dir: Path) -> None:
     async def main() -> None:
         async with hostline.aio.connect(sock_dir / "x", client.AsyncRich) as service:
@@ -112,6 +125,21 @@ def test_the_asyncio_interface_calls_it_too(client: Any, sock_dir: Path) -> None
             assert (await service.buy(client.Item("tea"))).parent == client.Item("tea", notes={"a": "b"})
             with pytest.raises(client.OutOfStock):
                 await service.buy(client.Item("tea", 0))
+            point = client.Point
+
+            async def points() -> AsyncIterator[Any]:
+                for x in range(5):
+                    yield point(x)
+
+            tea = client.Item("tea", notes={})
+            assert [item async for item in service.restock(tea, 3)] == [tea] * 3
+            with pytest.raises(client.OutOfStock):
+                await anext(service.restock(tea, 0))
+            assert await service.count(points(), 2) == 3
+            assert await service.count(iter([point(1)])) == 1
+            assert [p async for p in service.shift(1, points=points())] == [point(x + 1) for x in range(5)]
+            shelf = client.call_shelf_all_aio(service.line, iter([b"a"]), line_="c")
+            assert [part async for part in shelf] == [b"ac"]
             assert await client.call_shelf_take_one_aio(service.line, 3, "n") == (3, "n", b"")
 
     loop = LoopThread()
@@ -130,16 +158,33 @@ def test_mypy_and_pyright_accept_the_module_and_refuse_wrong_calls(tmp_path: Pat
     (tmp_path / "rich_client.py").write_text("# pyright: strict\n" + write_stubs(travelled(rich)), encoding="utf-8")
     program = """\
 # pyright: strict
+from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import hostline
-from rich_client import Cat, Colour, Dog, Item, Rich, call_shelf_take_one
+from rich_client import AsyncRich, Cat, Colour, Dog, Item, Point, Rich, call_shelf_all, call_shelf_take_one
 
 with hostline.connect("rich", Rich) as service:
     assert_type(service.add(1, scale=2.0), float)
     assert_type(service.buy(Item("tea"), colour=Colour.RED), Item)
     assert_type(service.pet(Cat()), Cat | Dog | None)
     assert_type(call_shelf_take_one(service.line, 1), tuple[int, str, bytes])
+    assert_type(service.restock(Item("tea")), Iterator[Item])
+    assert_type(service.count(Point(x, 0) for x in range(3)), int)
+    assert_type(call_shelf_all(service.line, iter([b"a"])), Iterator[bytes])
+
+async def points() -> AsyncIterator[Point]:
+    yield Point(1, 2)
+
+async def main() -> None:
+    async with hostline.aio.connect("rich", AsyncRich) as service:
+        assert_type(await service.count(points()), int)
+        assert_type(await service.count(iter([Point(1, 2)])), int)
+        assert_type(service.shift(1, points=points()), AsyncIterator[Point])
+        assert_type([item async for item in service.restock(Item("tea"))], list[Item])
+
+with hostline.connect("rich", Rich) as service:
+    pass
 """
     wrong = program + '    service.add("1")\n    service.buy()\n'
     (tmp_path / "right.py").write_text(program, encoding="utf-8")
@@ -222,6 +267,20 @@ def test_an_interface_does_not_take_the_name_of_a_type() -> None:
     assert "class OrderService(hostline.Interface, typing.Protocol):" in text
 
 
+def test_streams_are_typed_where_a_method_has_the_name_of_their_module(tmp_path: Path) -> None:
+    numbers = ParameterDescription("collections", True, True, True, {"type": "integer"}, is_stream=True)
+    methods = [
+        MethodDescription(name, "", "task", False, [numbers], {"type": "integer"}, [], True)
+        for name in ("collections", "shelf.all")
+    ]
+    text = write_stubs(ServiceDescription("any", "", "", 1, methods, {}))
+    assert "import collections.abc as collections_\n" in text
+    module = loaded(text, tmp_path)
+    for interface, base in ((module.Any, hostline.Interface), (module.AsyncAny, hostline.aio.Interface)):
+        (method,) = interface_methods(interface, base)
+        assert (method.streams_result, method.returns) == (True, int)
+
+
 def test_every_name_that_an_interface_has_of_its_own_is_reserved() -> None:
     for base in (hostline.Interface, hostline.aio.Interface):
         own = {name for name in (*dir(base), *dir(type(base))) if not name.startswith("_")}
@@ -280,21 +339,22 @@ def hostile(evil: str) -> ServiceDescription:
     }
     references = [{"$ref": f"#/$defs/{name}"} for name in definitions]
     parameters = [
-        ParameterDescription(name, is_required, is_positional, is_named, {"anyOf": references}, evil)
+        ParameterDescription(name, is_required, is_positional, is_named, {"anyOf": references}, evil, is_stream)
         for name in (evil, "self", "line")
+        for is_stream in (False, True)
         for is_required in (False, True)
         for is_positional in (False, True)
         for is_named in (False, True)
     ]
     methods = [
-        MethodDescription(name, evil, evil, False, given, references[0], [evil, "KeyError"])
+        MethodDescription(name, evil, evil, False, given, references[0], [evil, "KeyError"], bool(given[1:]))
         for name in (evil, f"{evil} x", "close", "list", "fine")
-        for given in (parameters, parameters[:1], [])
+        for given in (parameters[:1], [], parameters)
     ]
     return ServiceDescription(evil, evil, evil, 1, methods, definitions, {evil: evil})
 
 
-CALLS = {"field", "convert", "raises", "invoke", "append", "tuple"}
+CALLS = {"field", "convert", "raises", "invoke", "open_stream", "append", "tuple"}
 TOP = (
     ast.Expr,
     ast.Import,
@@ -315,7 +375,8 @@ def foreign_code(text: str) -> list[str]:
         if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant | ast.Call):
             found.append(ast.unparse(node))
         if isinstance(node, ast.Import):
-            allowed = {"builtins", "datetime", "decimal", "enum", "typing", "uuid", "hostline", "msgspec"}
+            allowed = {"builtins", "collections.abc", "datetime", "decimal", "enum", "typing", "uuid"}
+            allowed |= {"hostline", "msgspec"}
             found += [alias.name for alias in node.names if alias.name not in allowed]
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "?")

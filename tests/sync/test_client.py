@@ -615,7 +615,7 @@ def test_a_server_that_sends_without_end_is_not_read_without_end() -> None:
     with Endless(socket.AF_UNIX) as sock:
         connection = Caller(sock, nobody, settings)
         connection.protocol.receive_data(encode_hello(ServerHello(service="s", methods=[])))
-        assert connection._read_rest() == []
+        assert connection.read_rest() == []
         assert Endless.size <= 1 << 20
         assert not connection.is_usable
 

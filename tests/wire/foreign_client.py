@@ -11,13 +11,14 @@ import struct
 import sys
 from typing import Any, NamedTuple
 
-HELLO, CALL, REPLY, ERROR, CANCEL, PING, PONG, GOAWAY = 1, 2, 3, 4, 7, 9, 10, 11
-DEADLINE, NAMED = 1, 2
+HELLO, CALL, REPLY, ERROR, ITEM, END, CANCEL, CREDIT, PING, PONG, GOAWAY = range(1, 12)
+DEADLINE, NAMED, STREAM = 1, 2, 4
+STREAM_CREDIT = 65536
 MAGIC = b"hostline"
 VERSION = 1
 MAX_HELLO_SIZE = 65536
 ABOUT_CONNECTION = (HELLO, PING, PONG, GOAWAY)
-WITHOUT_PAYLOAD = (PING, PONG)
+WITHOUT_PAYLOAD = (END, PING, PONG)
 HEADER = struct.Struct("<IBBHII")
 
 
@@ -222,6 +223,8 @@ class Client:
         self.cancelled: set[int] = set()
         self.pong_count = 0
         self._limit = MAX_HELLO_SIZE
+        self.items: dict[int, list[bytes]] = {}
+        self.allowances: dict[int, int] = {}
         self._last_id = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -233,7 +236,12 @@ class Client:
             raise
 
     def _greet(self, program: str) -> None:
-        own = {"version": VERSION, "features": ["ping"], "max_frame_size": self.max_frame_size, "program": program}
+        own = {
+            "version": VERSION,
+            "features": ["ping", "streams"],
+            "max_frame_size": self.max_frame_size,
+            "program": program,
+        }
         try:
             self._send(HELLO, payload=MAGIC + pack(own))
         except BrokenPipeError:
@@ -251,6 +259,8 @@ class Client:
         self.server_max_frame_size = hello.get("max_frame_size", 1048576)
         self.features = hello.get("features", ["deadline", "cancel", "ping"])
         self.methods = {entry[0]: number for number, entry in enumerate(hello["methods"])}
+        self.streaming = {entry[0] for entry in hello["methods"] if len(entry) > 2 and entry[2]}
+        self.taking_items = {entry[0] for entry in hello["methods"] if len(entry) > 3 and entry[3]}
         self.idempotent = {entry[0] for entry in hello["methods"] if len(entry) > 1 and entry[1]}
 
     def start(self, method: str, *args: Any, time_left: float | None = None, **keywords: Any) -> int:
@@ -269,9 +279,39 @@ class Client:
             payload += pack(list(args))
         if len(payload) > self.server_max_frame_size:
             raise ValueError(f"{len(payload)} bytes are more than the server takes")
+        if method in self.taking_items:
+            flags |= STREAM
+            self.allowances[call_id] = STREAM_CREDIT
+        if method in self.streaming:
+            self.items[call_id] = []
         self._send(CALL, flags, call_id, self.methods[method], payload)
         self.in_flight.add(call_id)
         return call_id
+
+    def send_items(self, call_id: int, items: list[Any]) -> None:
+        """Send the items of an argument as credit allows, and its end; stops if the call is answered before."""
+        for item in items:
+            while call_id in self.in_flight and self.allowances[call_id] <= 0:
+                self.read()
+            if call_id not in self.in_flight:
+                return
+            payload = pack(item)
+            self.allowances[call_id] -= HEADER.size + len(payload)
+            self._send(ITEM, call_id=call_id, payload=payload)
+        self._send(END, call_id=call_id)
+
+    def iterate(self, call_id: int) -> Any:
+        """Yield the items of a result, granting each one's cost again once it was taken."""
+        while True:
+            while self.items[call_id]:
+                payload = self.items[call_id].pop(0)
+                if call_id in self.in_flight:
+                    self._send(CREDIT, call_id=call_id, payload=struct.pack("<I", HEADER.size + len(payload)))
+                yield unpack(payload)
+            if call_id in self.answers:
+                self.wait(call_id)
+                return
+            self.read()
 
     def _free_id(self) -> int:
         while True:
@@ -313,6 +353,20 @@ class Client:
             self._take(frame.call_id, unpack(frame.payload))
         elif frame.kind == ERROR:
             self._take(frame.call_id, CallFailed(*unpack(frame.payload)[:3]))
+        elif frame.kind == END:
+            if frame.call_id not in self.items and frame.call_id not in self.cancelled:
+                raise Violation(f"end of call {frame.call_id}, whose result is no stream")
+            self._take(frame.call_id, None)
+        elif frame.kind == ITEM:
+            if frame.call_id in self.in_flight and frame.call_id in self.items:
+                self.items[frame.call_id].append(frame.payload)
+            elif frame.call_id not in self.cancelled:
+                raise Violation(f"item of call {frame.call_id}")
+        elif frame.kind == CREDIT:
+            if frame.call_id in self.allowances:
+                self.allowances[frame.call_id] += struct.unpack("<I", frame.payload)[0]
+            else:
+                raise Violation(f"credit for call {frame.call_id}")
         elif frame.kind == PING:
             self._send(PONG)
         elif frame.kind == PONG:

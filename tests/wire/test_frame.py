@@ -25,7 +25,7 @@ from hostline.wire.frame import (
 )
 
 HELLO = encode_frame(Kind.HELLO, payload=b"x")
-EMPTY_KINDS = (Kind.CANCEL, Kind.PING, Kind.PONG)
+EMPTY_KINDS = (Kind.END, Kind.CANCEL, Kind.PING, Kind.PONG)
 CONNECTION_KINDS = (Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY)
 
 
@@ -123,7 +123,7 @@ def test_a_frame_about_the_connection_names_no_call(kind: Kind) -> None:
         met().receive_data(header(kind=kind, call_id=3))
 
 
-@pytest.mark.parametrize("kind", [Kind.CANCEL, Kind.ITEM, Kind.END, Kind.CREDIT])
+@pytest.mark.parametrize("kind", [Kind.CALL, Kind.REPLY, Kind.ERROR, Kind.CANCEL, Kind.ITEM, Kind.END, Kind.CREDIT])
 def test_a_frame_about_a_call_names_one(kind: Kind) -> None:
     with pytest.raises(RemoteProtocolError, match=f"{kind.name.lower()} frame has call id 0: it must name a call"):
         met().receive_data(header(kind=kind, call_id=0))
@@ -255,7 +255,7 @@ def frames_of_a_conversation(draw: st.DrawFn) -> list[Frame]:
     for kind in draw(st.lists(st.sampled_from(list(Kind)), max_size=8)):
         payload = b"" if kind in EMPTY_KINDS else draw(st.binary(max_size=40))
         call_id = 0 if kind in CONNECTION_KINDS else draw(st.integers(1, 0xFFFFFFFF))
-        flags = draw(st.integers(0, 3)) if kind is Kind.CALL else 0
+        flags = draw(st.integers(0, 7)) if kind is Kind.CALL else 0
         method = draw(st.integers(0, 0xFFFFFFFF)) if kind is Kind.CALL else 0
         frames.append(Frame(int(kind), flags, 0, call_id, method, payload))
     return frames

@@ -12,7 +12,7 @@ import socket
 import sys
 import tracemalloc
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, Optional, TypedDict, TypeVar
 
 import msgspec
@@ -512,7 +512,7 @@ def test_variadic_parameters_and_missing_annotations_are_refused_by_name() -> No
 
 
 @pytest.mark.parametrize(
-    "annotation", [socket.socket, object, complex, range, Iterable[int], Iterator[int], Callable[[int], int], type[int]]
+    "annotation", [socket.socket, object, complex, range, Iterable[int], Callable[[int], int], type[int]]
 )
 def test_a_type_that_no_value_can_be_decoded_into_is_refused_by_name(annotation: Any) -> None:
     for form in (annotation, list[annotation], Optional[annotation], Box[annotation]):  # noqa: UP045

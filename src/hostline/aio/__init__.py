@@ -7,9 +7,10 @@ from hostline.aio.channels import Channel, ChannelListener, channelpair, connect
 from hostline.aio.client import Line, connect
 from hostline.aio.datagrams import Datagrams
 from hostline.aio.interface import Interface
-from hostline.aio.service import Service
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.service import Service
 from hostline.aio.sockets import Connection, Listener, connect_socket, listen, socketpair
+from hostline.aio.streams import Stream
 
 __all__ = [
     "Channel",
@@ -21,6 +22,7 @@ __all__ = [
     "Listener",
     "Server",
     "Service",
+    "Stream",
     "channelpair",
     "connect",
     "connect_channel",

@@ -110,6 +110,62 @@ class Caller:
             if timer is not None:
                 timer.cancel()
 
+    async def start(
+        self,
+        ticket: Any,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        deadline: Deadline,
+        has_items: bool,
+    ) -> int:
+        """Begin a call with streams.
+
+        What comes for it is given to `ticket.set_result`, an early end to `ticket.set_exception`.
+
+        Returns:
+            The call's id, for the methods below.
+
+        Raises:
+            BrokenCallError: The connection ended before the call was sent.
+        """
+        while self._outgoing.size > HIGH_WATER:
+            await self.room()
+        if not self.is_usable:
+            raise BrokenCallError("the server closed the connection", was_sent=False)
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items)
+        self._starts[call_id] = self._outgoing.queued_total
+        self._queue(frame)
+        return call_id
+
+    def item_taken(self, call_id: int, size: int) -> None:
+        """Note that the program took an item of a result: the server may send more."""
+        data = self.protocol.taken(call_id, size)
+        if data and not self._is_closed:
+            self._queue(data)
+
+    def send_item(self, call_id: int, item: Any) -> None:
+        """Send an item of an argument, where `protocol.may_send` says so."""
+        self._queue(self.protocol.item(call_id, item))
+
+    def end_items(self, call_id: int) -> None:
+        """End an argument."""
+        data = self.protocol.end(call_id)
+        if data and not self._is_closed:
+            self._queue(data)
+
+    def drop(self, call_id: int) -> None:
+        """Give a call with streams up, or forget one that has ended."""
+        self._starts.pop(call_id, None)
+        self._cancel(call_id)
+
+    async def room(self) -> None:
+        """Wait until the server has read most of what is queued, or the connection has ended."""
+        while self._outgoing.size > HIGH_WATER:
+            if self._room is None:
+                self._room = asyncio.Event()
+            await self._room.wait()
+
     async def _wait_for_room(self, answered: _Answered) -> None:
         """Wait until the server has read what is queued; ends early at the deadline."""
         if self._room is None:

@@ -2,21 +2,26 @@
 
 What may be repeated or waited for is decided below (protocol/connection.py, protocol/retry.py); this module waits
 and obeys. It runs on asyncio's loop and on uvloop.
+
+More than 400 lines, most of them the signatures and docstrings of what people call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import weakref
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from hostline.aio.caller import Caller
 from hostline.aio.connecting import connected_socket
 from hostline.aio.interface import Interface
+from hostline.aio.streams import Stream
 from hostline.clock import Deadline
 from hostline.errors import (
     AddressNotFoundError,
@@ -36,9 +41,12 @@ from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
     Repeats,
+    StreamCall,
+    check_kind,
     check_returns,
     deadline_error,
     read_answer,
+    take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
 from hostline.unix.address import Address
@@ -125,6 +133,10 @@ class Line:
             connection = self._connection
             if connection is None or not connection.is_usable:
                 connection = await self._reopen(method, seconds, deadline)
+            if connection.protocol.has_streams and connection.protocol.is_streaming(method):
+                call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
+                frame = await Stream[Any](call, partial(self._begin, call, False), self._has_closed).answer()
+                return read_answer(frame, returns, raises)
             try:
                 frame = await connection.call(method, args, keywords, seconds, deadline)
             except BrokenCallError as error:
@@ -133,6 +145,78 @@ class Line:
                 repeats.broke(error, connection.protocol)
                 continue
             return read_answer(frame, returns, raises)
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        **keywords: Any,
+    ) -> Stream[Any]:
+        """Call a method whose result is a stream, and iterate its items.
+
+            async with line.stream("ticks", 10, returns=int) as ticks:
+                async for tick in ticks:
+                    ...
+
+        An argument that is a stream is given as an iterator, for `call` as well. The call is never repeated.
+
+        Args:
+            method: The method's name.
+            *args: Its arguments by position.
+            returns: The type of the items. Plain values when left out.
+            timeout: Seconds for the whole of it; without limit when left out.
+            raises: Exception classes that arrive as themselves when the handler declares and raises them.
+            **keywords: Its arguments by name.
+
+        Raises:
+            ValueError: The timeout is negative or not a number.
+        """
+        return self.open_stream(method, args, keywords, returns=returns, timeout=timeout, raises=raises)
+
+    def open_stream(
+        self,
+        method: str,
+        args: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+    ) -> Stream[Any]:
+        """Call a method whose result is a stream, its arguments given as a tuple and a dict; otherwise as `stream`."""
+        check_returns(returns)
+        seconds = math.inf if timeout is None else timeout
+        deadline = Deadline.after(seconds)
+        call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
+        return Stream(call, partial(self._begin, call, True), self._has_closed)
+
+    def _has_closed(self) -> bool:
+        return self._is_closed
+
+    async def _begin(self, call: StreamCall, is_stream: bool, ticket: Any) -> tuple[Caller, int, Any]:
+        """Send a call with streams; returns where, under which id, and what is to be sent for its argument."""
+        repeats = Repeats(call.method, is_idempotent=False)
+        while True:
+            connection = self._connection
+            if connection is None or not connection.is_usable:
+                connection = await self._reopen(call.method, call.seconds, call.deadline)
+            check_kind(call.method, connection.protocol, is_stream)
+            args, keywords, items = call.args, call.keywords, None
+            if connection.protocol.takes_items(call.method):
+                args, keywords, items = take_items_out(call.method, args, keywords)
+            try:
+                has_items = items is not None
+                call_id = await connection.start(ticket, call.method, args, keywords, call.deadline, has_items)
+            except BrokenCallError as error:
+                if self._is_closed:
+                    raise ClosedError(f"{call.method}: the line was closed") from error
+                repeats.broke(error, connection.protocol)
+                continue
+            return connection, call_id, items
 
     # --- the connection --------------------------------------------------------------------------------
 

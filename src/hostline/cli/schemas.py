@@ -191,7 +191,10 @@ def _map_text(schema: Schema, depth: int) -> str:
 
 
 def method_text(method: MethodDescription) -> str:
-    """Return a method as its `def` line says it: `charge(order: Order, note: str = "") -> Receipt`."""
+    """Return a method as its `def` line says it: `charge(order: Order, note: str = "") -> Receipt`.
+
+    What comes item by item is written `stream of int`.
+    """
     parts: list[str] = []
     is_after_slash = is_after_star = False
     for parameter in method.parameters:
@@ -205,10 +208,12 @@ def method_text(method: MethodDescription) -> str:
         default = "" if parameter.is_required else " = ..."
         if not parameter.is_required and parameter.default is not msgspec.UNSET:
             default = f" = {_value_text(parameter.default)}"
-        parts.append(f"{parameter.name}: {type_text(parameter.schema)}{default}")
+        stream = "stream of " if parameter.is_stream else ""
+        parts.append(f"{parameter.name}: {stream}{type_text(parameter.schema)}{default}")
     if parts and not is_after_slash:
         parts.append("/")
-    return f"{method.name}({', '.join(parts)}) -> {type_text(method.returns)}"
+    stream = "stream of " if method.streams_result else ""
+    return f"{method.name}({', '.join(parts)}) -> {stream}{type_text(method.returns)}"
 
 
 def definition_text(name: str, schema: Schema) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hostline.aio.service import Service
+from hostline.aio.serving.service import Service
 from hostline.demo.model import CardDeclined, Charge, Order, Payments, Placed, Refund, UnknownOrder
 from hostline.demo.processes import end_with_parent, tell_parent
 from hostline.errors import HostlineError

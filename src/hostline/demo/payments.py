@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from hostline.aio.service import Service
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.service import Service
 from hostline.demo.journal import Journal
 from hostline.demo.model import (
     CardDeclined,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hostline.errors import LocalProtocolError, MethodNotFoundError, RemoteProtocolError
+from hostline.errors import InvalidArgumentError, LocalProtocolError, MethodNotFoundError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE
+from hostline.protocol.flow import Allowance, Window
 from hostline.protocol.states import TRANSITIONS, Role, State
 from hostline.wire.codec import (
     VERSION,
@@ -21,16 +22,19 @@ from hostline.wire.codec import (
     Farewell,
     GoawayCode,
     ServerHello,
+    decode_credit,
     decode_failure,
     decode_farewell,
     decode_hello,
     encode_call,
+    encode_credit,
     encode_failure,
     encode_farewell,
     encode_hello,
+    encode_item,
     hello_version,
 )
-from hostline.wire.frame import Frame, FrameDecoder, Kind, check_frame_size, encode_frame
+from hostline.wire.frame import HEADER_SIZE, Flag, Frame, FrameDecoder, Kind, check_frame_size, encode_frame
 
 __all__ = [
     "TRANSITIONS",
@@ -55,6 +59,11 @@ _ERROR: Final = int(Kind.ERROR)
 _ANSWERED: Final = (_REPLY, _ERROR)
 _CANCEL: Final = int(Kind.CANCEL)
 _HELLO: Final = int(Kind.HELLO)
+_ITEM: Final = int(Kind.ITEM)
+_END: Final = int(Kind.END)
+_CREDIT: Final = int(Kind.CREDIT)
+_STREAM: Final = int(Flag.STREAM)
+_ABOUT_RUNNING: Final = (_CANCEL, _CREDIT)
 _GOAWAY: Final = int(Kind.GOAWAY)
 _PING: Final = int(Kind.PING)
 
@@ -165,7 +174,11 @@ class ClientConnection(_Connection):
         self.farewell: Farewell | None = None
         self.in_flight: dict[int, Any] = {}
         self._cancelled: set[int] = set()
+        self._windows: dict[int, Window] = {}  # of calls whose result is a stream
+        self._allowances: dict[int, Allowance] = {}  # of calls with an argument that is one, until it has ended
         self._methods: dict[str, int] = {}
+        self._streaming: frozenset[str] = frozenset()
+        self._with_items: frozenset[str] = frozenset()
         self._idempotent: frozenset[str] = frozenset()
         self._last_id = 0
         self._peer_max_frame_size = max_frame_size
@@ -177,7 +190,7 @@ class ClientConnection(_Connection):
         return self.state is State.OPEN
 
     def receive_data(self, data: bytes) -> list[Answer]:
-        """Return the answers that `data` completes.
+        """Return the answers that `data` completes, and beside them the ITEMs of streams and the CREDIT for them.
 
         Raises:
             RemoteProtocolError: The server broke the protocol; all calls without an answer are still in flight.
@@ -189,11 +202,17 @@ class ClientConnection(_Connection):
                 if kind in _ANSWERED:
                     if kind == _ERROR:
                         decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
-                    ticket = self.in_flight.pop(frame.call_id, None)
-                    if ticket is not None:
-                        answers.append((ticket, frame))
-                    else:
-                        self._late(frame.call_id)
+                    elif self._windows and frame.call_id in self._windows:
+                        raise RemoteProtocolError(f"reply to call {frame.call_id}, whose result is a stream")
+                    self._answer(frame, answers)
+                elif kind == _ITEM:
+                    self._take_item(frame, answers)
+                elif kind == _END:
+                    if frame.call_id not in self._windows and frame.call_id in self.in_flight:
+                        raise RemoteProtocolError(f"end of call {frame.call_id}, whose result is no stream")
+                    self._answer(frame, answers)
+                elif kind == _CREDIT:
+                    self._take_credit(frame, answers)
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
@@ -207,8 +226,46 @@ class ClientConnection(_Connection):
             raise
         return answers
 
+    def _answer(self, frame: Frame, answers: list[Answer]) -> None:
+        """Take the frame that ends a call."""
+        call_id = frame.call_id
+        ticket = self.in_flight.pop(call_id, None)
+        if ticket is None:
+            self._late(call_id)
+            return
+        if self._windows or self._allowances:
+            self._forget_streams(call_id)
+        answers.append((ticket, frame))
+
+    def _take_item(self, frame: Frame, answers: list[Answer]) -> None:
+        window = self._windows.get(frame.call_id)
+        if window is not None:
+            window.arrived(len(frame.payload))
+            answers.append((self.in_flight[frame.call_id], frame))
+        elif frame.call_id not in self._cancelled:
+            raise RemoteProtocolError(f"item of call {frame.call_id}, whose result is no stream")
+
+    def _take_credit(self, frame: Frame, answers: list[Answer]) -> None:
+        allowance = self._allowances.get(frame.call_id)
+        amount = decode_credit(frame.payload)
+        if allowance is not None:
+            allowance.grant(amount)
+            answers.append((self.in_flight[frame.call_id], frame))
+        elif frame.call_id not in self._cancelled:
+            raise RemoteProtocolError(f"credit for call {frame.call_id}, which sends no items")
+
+    def _forget_streams(self, call_id: int) -> None:
+        self._windows.pop(call_id, None)
+        self._allowances.pop(call_id, None)
+
     def call(
-        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, time_left: float | None, ticket: Any
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        time_left: float | None,
+        ticket: Any,
+        has_items: bool = False,
     ) -> tuple[int, bytearray]:
         """Begin a call.
 
@@ -217,7 +274,8 @@ class ClientConnection(_Connection):
             args: Arguments by position.
             keywords: Arguments by name.
             time_left: Seconds until the caller stops waiting, or None.
-            ticket: Anything but None; it comes back with the answer.
+            ticket: Anything but None; it comes back with the answer, and with each item of a result that is a stream.
+            has_items: Whether an argument is a stream, whose items follow; None stands at its place.
 
         Returns:
             The call's id and the frame to send.
@@ -235,14 +293,73 @@ class ClientConnection(_Connection):
         if "deadline" not in self._features:
             time_left = None  # this server does not know the flag: the caller's own clock is all there is
         call_id = self._next_id()
-        frame = encode_call(call_id, number, args, keywords, time_left, self._peer_max_frame_size)
+        frame = encode_call(call_id, number, args, keywords, time_left, self._peer_max_frame_size, has_items)
         self.in_flight[call_id] = ticket
+        if method in self._streaming:
+            self._windows[call_id] = Window()
+        if has_items:
+            self._allowances[call_id] = Allowance()
         return call_id, frame
+
+    def may_send(self, call_id: int) -> bool:
+        """Say whether an item of a call's argument may be sent now."""
+        allowance = self._allowances.get(call_id)
+        return allowance is not None and allowance.may_send
+
+    def item(self, call_id: int, item: Any) -> bytearray:
+        """Return the frame of one item of a call's argument, and charge it; only where `may_send` says so.
+
+        Raises:
+            InvalidArgumentError: It cannot be encoded or exceeds the frame.
+            LocalProtocolError: There is no credit for it.
+        """
+        allowance = self._allowances.get(call_id)
+        if allowance is None or not allowance.may_send:
+            raise LocalProtocolError(f"call {call_id} may not send an item now")
+        frame = encode_item(call_id, item, self._peer_max_frame_size, InvalidArgumentError)
+        allowance.take(len(frame) - HEADER_SIZE)
+        return frame
+
+    def end(self, call_id: int) -> bytes:
+        """Return the frame that ends a call's argument; nothing if the call is over."""
+        allowance = self._allowances.get(call_id)
+        if allowance is None or allowance.is_over:
+            return b""
+        allowance.is_over = True
+        return encode_frame(Kind.END, call_id)
+
+    def taken(self, call_id: int, size: int) -> bytes:
+        """Note that the program took an item whose payload has `size` bytes; returns the CREDIT to send, if any."""
+        window = self._windows.get(call_id)
+        amount = window.taken(size) if window is not None else 0
+        return encode_credit(call_id, amount) if amount else b""
+
+    def streams_result(self, method: str) -> bool:
+        """Say whether a method's result is a stream."""
+        return method in self._streaming
+
+    def has_method(self, method: str) -> bool:
+        """Say whether the service has a method."""
+        return method in self._methods
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether any method of the service has one."""
+        return bool(self._streaming or self._with_items)
+
+    def is_streaming(self, method: str) -> bool:
+        """Say whether a method's result or one of its arguments is a stream."""
+        return method in self._streaming or method in self._with_items
+
+    def takes_items(self, method: str) -> bool:
+        """Say whether an argument of a method is a stream."""
+        return method in self._with_items
 
     def cancel(self, call_id: int) -> bytes:
         """Give up a call; returns the frame to send, or nothing if it was answered or the server knows no CANCEL."""
         if self.in_flight.pop(call_id, None) is None:
             return b""
+        self._forget_streams(call_id)
         self._cancelled.add(call_id)
         return encode_frame(Kind.CANCEL, call_id) if "cancel" in self._features else b""
 
@@ -283,6 +400,8 @@ class ClientConnection(_Connection):
         self.hello = hello
         self._methods = {entry.name: number for number, entry in enumerate(hello.methods)}
         self._idempotent = frozenset(entry.name for entry in hello.methods if entry.is_idempotent)
+        self._streaming = frozenset(entry.name for entry in hello.methods if entry.streams_result)
+        self._with_items = frozenset(entry.name for entry in hello.methods if entry.streams_argument)
         self._peer_max_frame_size = min(hello.max_frame_size, HARD_MAX_FRAME_SIZE)
         self._features = frozenset(hello.features)
 
@@ -324,6 +443,7 @@ class ServerConnection(_Connection):
         super().__init__(max_frame_size)
         self.client: ClientHello | None = None
         self.in_flight: set[int] = set()
+        self._windows: dict[int, Window | None] = {}  # of calls with an argument that is a stream; None once it ended
         self.max_reply_size = DEFAULT_MAX_FRAME_SIZE
         self._hello = hello
         self._last_call_id = 0
@@ -331,7 +451,9 @@ class ServerConnection(_Connection):
         self._is_client_leaving = False
 
     def receive_data(self, data: bytes) -> list[Frame]:
-        """Return the CALL and CANCEL frames that `data` completes and that concern the server.
+        """Return the frames about calls that `data` completes: CALL, CANCEL, and ITEM, END and CREDIT of streams.
+
+        What is about a call that was answered meanwhile is left out.
 
         Raises:
             RemoteProtocolError: The client broke the protocol; `data_to_send` then holds a farewell that says how.
@@ -342,9 +464,15 @@ class ServerConnection(_Connection):
                 kind = frame[0]
                 if kind == _CALL:
                     self._admit(frame, events)
-                elif kind == _CANCEL:
+                elif kind == _ITEM:
+                    self._take_item(frame, events)
+                elif kind in _ABOUT_RUNNING:
+                    if kind == _CREDIT:
+                        decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
                     if frame.call_id in self.in_flight:
                         events.append(frame)
+                elif kind == _END:
+                    self._take_end(frame, events)
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
@@ -362,6 +490,8 @@ class ServerConnection(_Connection):
         """Take a call out of flight; False if it was answered before, and nothing may be sent for it."""
         if call_id in self.in_flight:
             self.in_flight.remove(call_id)
+            if self._windows:
+                self._windows.pop(call_id, None)
             return True
         return False
 
@@ -369,6 +499,24 @@ class ServerConnection(_Connection):
         """Queue the frame that answers a call; the second answer to one call is dropped."""
         if self.finish(call_id):
             self._outgoing.append(frame)
+
+    def item(self, call_id: int, frame: bytes | bytearray) -> None:
+        """Queue an item of a call's result; nothing happens if the call is over."""
+        if call_id in self.in_flight:
+            self._outgoing.append(frame)
+
+    def end(self, call_id: int) -> None:
+        """Queue the end of a call's result, which answers the call."""
+        if self.finish(call_id):
+            self._outgoing.append(encode_frame(Kind.END, call_id))
+
+    def taken(self, call_id: int, size: int) -> bool:
+        """Note that the handler took an item whose payload has `size` bytes; whether CREDIT was queued for it."""
+        window = self._windows.get(call_id)
+        amount = window.taken(size) if window is not None else 0
+        if amount:
+            self._outgoing.append(encode_credit(call_id, amount))
+        return amount > 0
 
     def fail(self, call_id: int, code: str, name: str, message: str) -> int:
         """Queue an error for a call, and return its bytes; nothing happens if the call was answered."""
@@ -393,8 +541,6 @@ class ServerConnection(_Connection):
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
         call_id = frame.call_id
-        if call_id == 0:
-            raise RemoteProtocolError("call has id 0: ids start at 1")
         if call_id in self.in_flight:
             raise RemoteProtocolError(f"call id {call_id} is in flight already")
         if self._is_client_leaving:
@@ -406,7 +552,31 @@ class ServerConnection(_Connection):
         if call_id > self._last_call_id:
             self._last_call_id = call_id
         self.in_flight.add(call_id)
+        if frame.flags & _STREAM:
+            self._windows[call_id] = Window()
         events.append(frame)
+
+    def _take_item(self, frame: Frame, events: list[Frame]) -> None:
+        call_id = frame.call_id
+        if call_id not in self.in_flight:
+            return  # it crossed the answer on the wire
+        window = self._windows.get(call_id)
+        if window is None:
+            raise RemoteProtocolError(
+                f"item of call {call_id}, which has no stream among its arguments, or whose ended"
+            )
+        window.arrived(len(frame.payload))
+        events.append(frame)
+
+    def _take_end(self, frame: Frame, events: list[Frame]) -> None:
+        call_id = frame.call_id
+        if call_id in self.in_flight:
+            if self._windows.get(call_id) is None:
+                raise RemoteProtocolError(
+                    f"end of call {call_id}, which has no stream among its arguments, or whose ended"
+                )
+            self._windows[call_id] = None
+            events.append(frame)
 
     def _meet(self, payload: bytes) -> None:
         version = hello_version(payload)

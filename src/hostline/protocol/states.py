@@ -3,7 +3,8 @@
 Theory. A connection has two sides, client and server, and each side is in one of four states:
 
     OPENING   nothing but a HELLO (or, for the client, a GOAWAY that refuses it) may arrive
-    OPEN      calls go one way, replies and errors the other; CANCEL, PING and PONG at any time
+    OPEN      calls go one way, replies and errors the other; items of streams and the credit for them both
+              ways; CANCEL, PING and PONG at any time
     CLOSING   a GOAWAY was sent or received: what runs is finished, nothing new begins; calls that
               crossed the farewell on the wire may still arrive, and are not run
     CLOSED    nothing may arrive any more
@@ -40,8 +41,9 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-_ANSWERS: Final[tuple[int, ...]] = (Kind.REPLY, Kind.ERROR, Kind.PING, Kind.PONG)
-_REQUESTS: Final[tuple[int, ...]] = (Kind.CALL, Kind.CANCEL, Kind.PING, Kind.PONG)
+_BOTH_WAYS: Final[tuple[int, ...]] = (Kind.ITEM, Kind.END, Kind.CREDIT, Kind.PING, Kind.PONG)
+_ANSWERS: Final[tuple[int, ...]] = (Kind.REPLY, Kind.ERROR, *_BOTH_WAYS)
+_REQUESTS: Final[tuple[int, ...]] = (Kind.CALL, Kind.CANCEL, *_BOTH_WAYS)
 
 TRANSITIONS: Final[dict[tuple[Role, State], dict[int, State]]] = {
     (Role.CLIENT, State.OPENING): {Kind.HELLO: State.OPEN, Kind.GOAWAY: State.CLOSED},

@@ -32,7 +32,7 @@ class ParameterDescription(msgspec.Struct):
     """One parameter: its name, whether it must be given, how it may be given, its JSON Schema and its default.
 
     The default is absent where there is none, or none that can be written as JSON. It is for reading: who leaves an
-    argument out sends nothing in its place.
+    argument out sends nothing in its place. The schema of a stream is that of an item.
     """
 
     name: str
@@ -41,12 +41,13 @@ class ParameterDescription(msgspec.Struct):
     is_named: bool
     schema: dict[str, Any]
     default: Any = msgspec.UNSET
+    is_stream: bool = False
 
 
 class MethodDescription(msgspec.Struct):
     """One method: what it does, takes, returns and raises.
 
-    Results that come in pieces will be told apart here, by a field of their own beside `returns`.
+    Where the result is a stream, `returns` is the schema of an item.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MethodDescription(msgspec.Struct):
     parameters: list[ParameterDescription]
     returns: dict[str, Any]
     raises: list[str]
+    streams_result: bool = False
 
 
 class ServiceDescription(msgspec.Struct):
@@ -168,11 +170,14 @@ def _describe(method: Method, parameters: list[dict[str, Any]], returns: dict[st
         execution=method.execution.value,
         is_idempotent=method.is_idempotent,
         parameters=[
-            ParameterDescription(p.name, p.is_required, p.is_positional, p.is_named, schema, defaults[p.name])
+            ParameterDescription(
+                p.name, p.is_required, p.is_positional, p.is_named, schema, defaults[p.name], p.is_stream
+            )
             for p, schema in zip(method.signature.parameters, parameters, strict=True)
         ],
         returns=returns,
         raises=[error.__name__ for error in method.raises],
+        streams_result=method.signature.streams_result,
     )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hostline.clock import Deadline
 from hostline.errors import (
@@ -21,6 +21,7 @@ from hostline.errors import (
     HostlineError,
     InternalError,
     InvalidArgumentError,
+    LocalProtocolError,
     MethodDeniedError,
     MethodNotFoundError,
     OverloadedError,
@@ -55,12 +56,16 @@ __all__ = [
     "BrokenCallError",
     "LineSettings",
     "Repeats",
+    "StreamCall",
+    "check_kind",
     "check_returns",
     "deadline_error",
     "exception_for",
     "farewell_error",
     "program_name",
     "read_answer",
+    "read_item",
+    "take_items_out",
     "wire_time",
 ]
 
@@ -210,6 +215,79 @@ def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = 
     if frame.kind == Kind.REPLY:
         return decode_result(frame.payload, returns)
     raise exception_for(decode_failure(frame.payload), raises)
+
+
+def read_item(frame: Frame, returns: Any) -> Any:
+    """Return one item of a result that is a stream.
+
+    Raises:
+        InvalidResultError: It is of another type.
+    """
+    return decode_result(frame.payload, returns)
+
+
+class StreamCall(NamedTuple):
+    """What a call with streams is to do.
+
+    Attributes:
+        method: The method's name.
+        args: Arguments by position, the one that is a stream among them.
+        keywords: Arguments by name.
+        returns: The type of the result, or of its items.
+        raises: Exception classes that arrive as themselves.
+        seconds: The timeout, for messages.
+        deadline: When to give up.
+    """
+
+    method: str
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    returns: Any
+    raises: tuple[type[Exception], ...]
+    seconds: float
+    deadline: Deadline
+
+
+def check_kind(method: str, protocol: ClientConnection, is_stream: bool) -> None:
+    """Refuse to iterate one result, or to take a stream for one.
+
+    Raises:
+        LocalProtocolError: The method is of the other kind.
+    """
+    if protocol.streams_result(method) is not is_stream and protocol.has_method(method):
+        if is_stream:
+            raise LocalProtocolError(f"{method} returns one result: use `call`")
+        raise LocalProtocolError(f"{method} returns a stream: iterate `stream({method!r}, ...)`")
+
+
+def take_items_out(
+    method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Put None in the place of the one argument that is to be iterated, and return it beside the others.
+
+    An argument is to be iterated if it is an iterator: generators, `iter(...)`, files, asynchronous ones too.
+
+    Raises:
+        InvalidArgumentError: There is none, or more than one.
+    """
+    places = [index for index, value in enumerate(args) if _is_iterator(value)]
+    names = [name for name, value in (keywords or {}).items() if _is_iterator(value)]
+    if len(places) + len(names) != 1:
+        count = len(places) + len(names) or "none"
+        raise InvalidArgumentError(
+            f"{method}: one argument is a stream, and {count} of those given can be iterated once: pass a generator, "
+            "or iter(...) of a list"
+        )
+    rest = dict(keywords or {})
+    if names:
+        items = rest[names[0]]
+        rest[names[0]] = None
+        return args, rest, items
+    return (*args[: places[0]], None, *args[places[0] + 1 :]), rest, args[places[0]]
+
+
+def _is_iterator(value: object) -> bool:
+    return isinstance(value, Iterator | AsyncIterator)
 
 
 _BY_CODE: Final[dict[str, Callable[[str], Exception]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
 from hostline.errors import InvalidArgumentError, InvalidResultError
@@ -42,7 +42,7 @@ class Refusal(NamedTuple):
     message: str
 
 
-def bind(method: Method, payload: bytes, is_named: bool, context: Context | None) -> Invocation:
+def bind(method: Method, payload: bytes, is_named: bool, context: Context | None, items: Any = None) -> Invocation:
     """Check a call's arguments and put them in place.
 
     Args:
@@ -50,6 +50,7 @@ def bind(method: Method, payload: bytes, is_named: bool, context: Context | None
         payload: The encoded arguments.
         is_named: Whether some are named.
         context: The call's context, where the method asks for it.
+        items: What to iterate for the argument that is a stream, where the method has one.
 
     Raises:
         InvalidArgumentError: An argument is wrong; the handler must not run.
@@ -60,6 +61,8 @@ def bind(method: Method, payload: bytes, is_named: bool, context: Context | None
         raise
     except Exception as error:  # a type's own check failed; that is no verdict on the caller's value
         return _failing(method, error)
+    if items is not None:
+        args, keywords = method.signature.place_stream(items, args, keywords)
     if method.context_name is not None:
         args, keywords = method.signature.inject(method.context_name, context, args, keywords)
     return Invocation(method.function, args, keywords)
@@ -74,7 +77,13 @@ def _failing(method: Method, error: Exception) -> Invocation:
     async def fail_later() -> None:
         raise error
 
-    return Invocation(fail_later if method.execution is Execution.TASK else fail, (), {})
+    async def fail_at_the_first_item() -> AsyncIterator[None]:
+        raise error
+        yield
+
+    if method.execution is not Execution.TASK:
+        return Invocation(fail, (), {})
+    return Invocation(fail_at_the_first_item if method.signature.streams_result else fail_later, (), {})
 
 
 def _text(error: BaseException) -> str:

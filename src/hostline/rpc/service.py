@@ -1,12 +1,13 @@
 """Services: a name and a set of methods, each a plain function that stays callable as it is.
 
 A method's signature is its schema: what cannot be decoded or is ambiguous is refused where it is declared, not at
-the first call. How a service is served is for the floor above (aio/service.py).
+the first call. How a service is served is for the floor above (aio/serving/service.py).
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -73,6 +74,7 @@ class Method:
         self.execution = _execution(self.name, function, inline)
         self.signature = Signature(function, injected=(Context,))
         self.context_name = self.signature.injected.get(Context)
+        _check_streams(self.name, function, self.execution, self.signature)
         self.raises: tuple[type[Exception], ...] = (raises,) if isinstance(raises, type) else tuple(raises)
         for error in self.raises:
             if not _is_exception_class(error):
@@ -83,7 +85,8 @@ class Method:
     @property
     def entry(self) -> MethodEntry:
         """What the server's hello says of this method."""
-        return MethodEntry(self.name, self.is_idempotent)
+        signature = self.signature
+        return MethodEntry(self.name, self.is_idempotent, signature.streams_result, signature.stream is not None)
 
     def declared_name(self, error: BaseException) -> str | None:
         """Return the name under which callers see `error`, or None if the method does not declare it."""
@@ -100,9 +103,31 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
+def _check_streams(name: str, function: Callable[..., Any], execution: Execution, signature: Signature) -> None:
+    """Refuse a stream that the handler could not iterate, or that nobody would see."""
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = target if inspect.isroutine(target) else type(target).__call__
+    is_generator = inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target)
+    if execution is Execution.INLINE and (signature.streams_result or signature.stream is not None):
+        raise TypeError(f"method {name} streams: inline=True is for one quick answer")
+    if is_generator and not signature.streams_result:
+        raise TypeError(f"method {name} is a generator: annotate its result, -> Iterator[T] or -> AsyncIterator[T]")
+    if signature.streams_result and execution is not Execution.WORKER and not inspect.isasyncgenfunction(target):
+        raise TypeError(
+            f"method {name} streams its result: write it as a generator (with `yield`), `async def` or `def`"
+        )
+    if signature.stream is not None and signature.is_stream_async is not (execution is Execution.TASK):
+        want = "AsyncIterator" if execution is Execution.TASK else "Iterator"
+        raise TypeError(
+            f"method {name}: parameter {signature.stream.name!r} must be {want}[...] in this kind of handler"
+        )
+
+
 def _execution(name: str, function: Callable[..., Any], inline: bool) -> Execution:
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"method {name} is a generator: a method returns one result; return a list")
+    if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(type(function).__call__):
+        return Execution.TASK
     own_call = type(function).__call__  # an object that can be called, if it is no function
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call):
         if inline:

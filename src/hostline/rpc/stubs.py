@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from hostline.errors import MethodNotFoundError
 from hostline.wire.codec import result_decoder
+from hostline.wire.schema import item_type
 
 __all__ = ["InterfaceMethod", "bind_interface", "check_interface", "interface_methods", "raises", "with_timeout"]
 
@@ -31,7 +32,8 @@ class InterfaceMethod(NamedTuple):
         signature: Its parameters, without `self`.
         returns: The type its result is decoded into.
         raises: Exception classes that arrive as themselves.
-        is_async: Whether it is declared with `async def`.
+        is_async: Whether it is declared with `async def`, or its result as an asynchronous stream.
+        streams_result: Whether its result is a stream; `returns` is the type of its items then.
     """
 
     name: str
@@ -40,6 +42,7 @@ class InterfaceMethod(NamedTuple):
     returns: Any
     raises: tuple[type[Exception], ...]
     is_async: bool
+    streams_result: bool = False
 
 
 def raises(*errors: type[Exception]) -> Callable[[Function], Function]:
@@ -90,17 +93,24 @@ def _method(owner: str, name: str, function: Callable[..., Any]) -> InterfaceMet
         raise TypeError(f"interface method {owner}.{name}: annotation cannot be resolved: {error}") from error
     if "return" not in hints:
         raise TypeError(f"interface method {owner}.{name} has no result annotation; write `-> TYPE`, or `-> None`")
+    stream = item_type(hints["return"])
+    returns, is_async = hints["return"], inspect.iscoroutinefunction(function)
+    if stream is not None:
+        if is_async:
+            raise TypeError(f"interface method {owner}.{name} returns a stream: declare it with `def`, not `async def`")
+        returns, is_async = stream
     try:
-        result_decoder(hints["return"])
+        result_decoder(returns)
     except TypeError as error:
         raise TypeError(f"interface method {owner}.{name}: {error}") from error
     return InterfaceMethod(
         name,
         function,
         signature.replace(parameters=parameters),
-        hints["return"],
+        returns,
         tuple(getattr(function, _RAISES, ())),
-        inspect.iscoroutinefunction(function),
+        is_async,
+        stream is not None,
     )
 
 
@@ -126,7 +136,7 @@ def bind_interface(
         interface: The class.
         base: The face's own base, whose methods (`close`, `with_timeout`, ...) are inherited.
         methods: What `interface_methods` found.
-        line: The face's line; its `invoke` takes name, args, keywords, returns, timeout, raises.
+        line: The face's line; its `invoke` and `open_stream` take name, args, keywords, returns, timeout, raises.
         timeout: Seconds for each call, or None for the line's own.
         is_async: Whether the face awaits.
 
@@ -135,6 +145,9 @@ def bind_interface(
     """
     namespace: dict[str, Any] = {"__doc__": interface.__doc__, "__module__": interface.__module__}
     for method in methods:
+        if method.is_async is not is_async and method.streams_result:
+            want = "AsyncIterator" if is_async else "Iterator"
+            raise TypeError(f"interface method {interface.__name__}.{method.name} must return {want}[...] here")
         if method.is_async is not is_async:
             want = "async def" if is_async else "def"
             raise TypeError(f"interface method {interface.__name__}.{method.name} must be declared with `{want}` here")
@@ -154,6 +167,15 @@ def with_timeout(stub: Any, timeout: float) -> Any:
 
 def _caller(method: InterfaceMethod) -> Callable[..., Any]:
     name, returns, errors = method.name, method.returns, method.raises
+
+    if method.streams_result:
+
+        @functools.wraps(method.function)
+        def stream(self: Any, /, *args: Any, **keywords: Any) -> Any:
+            _check_call(method, args, keywords)
+            return self._line.open_stream(name, args, keywords, returns=returns, timeout=self._timeout, raises=errors)
+
+        return stream
 
     @functools.wraps(method.function)
     def call(self: Any, /, *args: Any, **keywords: Any) -> Any:

@@ -8,6 +8,7 @@ from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface
 from hostline.sync.sockets import Connection, Listener, connect_socket, listen, socketpair
+from hostline.sync.streams import Stream
 
 __all__ = [
     "Channel",
@@ -17,6 +18,7 @@ __all__ = [
     "Interface",
     "Line",
     "Listener",
+    "Stream",
     "channelpair",
     "connect",
     "connect_channel",

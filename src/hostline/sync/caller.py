@@ -115,7 +115,7 @@ class Caller:
                     return answers[0][1]
         except BrokenCallError as error:
             # What the server said before it went can still be read: its farewell may rule the call out.
-            answers = self._read_rest()
+            answers = self.read_rest()
             if answers:
                 return answers[0][1]
             error.was_sent = error.was_sent or is_whole
@@ -125,6 +125,67 @@ class Caller:
             if is_whole:
                 self._send_best(self.protocol.cancel(call_id))
             raise deadline_error(method, seconds) from None
+
+    def start(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        deadline: Deadline,
+        has_items: bool,
+    ) -> int:
+        """Begin a call with streams and return its id, for the methods below.
+
+        Raises:
+            BrokenCallError: The connection ended first.
+            TimeoutError: The deadline passed first; the connection is dirty.
+        """
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
+        self._send(frame, deadline)
+        return call_id
+
+    def read(self, deadline: Deadline) -> list[Answer]:
+        """Wait for something to read, and return the answers and items that it completes."""
+        return self._receive(deadline)
+
+    def send_and_read(self, data: bytes | bytearray, deadline: Deadline) -> list[Answer]:
+        """Send a frame of a stream, and return what has come meanwhile.
+
+        While the socket has no room, what comes is read: the server may be waiting for just that.
+        """
+        answers: list[Answer] = []
+        rest = memoryview(data)
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
+        try:
+            while True:
+                ready = poll.poll(poll_milliseconds(deadline.remaining()))
+                if not ready and deadline.has_passed():
+                    raise TimeoutError
+                if ready and ready[0][1] & ~select.POLLOUT:
+                    answers += self._receive(deadline)
+                if not rest:
+                    return answers
+                rest = rest[self._send_some(rest) :]
+                if not rest:
+                    return answers
+        except BaseException:
+            self._is_cut_off = True  # perhaps in the middle of a frame
+            if answers:
+                return answers
+            raise
+
+    def _send_some(self, data: memoryview) -> int:
+        try:
+            return self._sock.send(data, _SEND_FLAGS)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+
+    def cancel(self, call_id: int) -> None:
+        """Give a call with streams up; what still comes for it is not looked at."""
+        self._send_best(self.protocol.cancel(call_id))
 
     @property
     def is_usable(self) -> bool:
@@ -173,7 +234,7 @@ class Caller:
             self._is_cut_off = True  # no further call here; the answer that came counts all the same
         return answers
 
-    def _read_rest(self) -> list[Answer]:
+    def read_rest(self) -> list[Answer]:
         """Read what is left after the other side closed; what one still sends is not read for ever."""
         answers: list[Answer] = []
         self._is_cut_off = True

@@ -2,15 +2,19 @@
 
 No helper thread and no hand-off stand between the call and the socket. Who gets which connection is for pool.py, what
 may be repeated or waited for is decided below (protocol/retry.py); this module waits and obeys.
+
+More than 400 lines, most of them the signatures and docstrings of what people call.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -38,14 +42,18 @@ from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
     Repeats,
+    StreamCall,
+    check_kind,
     check_returns,
     deadline_error,
     read_answer,
+    take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
 from hostline.sync.pool import Loan, SharedPool
+from hostline.sync.streams import Stream
 from hostline.unix.address import Address
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import backlog_full, check_server, connect_blocking
@@ -132,7 +140,9 @@ class Line:
             loan = Loan()
             try:
                 connection = self._acquire(loan, method, seconds, deadline)
-                frame = connection.call(method, args, keywords, seconds, deadline)
+                is_streaming = connection.protocol.has_streams and connection.protocol.is_streaming(method)
+                if not is_streaming:
+                    frame = connection.call(method, args, keywords, seconds, deadline)
             except BrokenCallError as error:
                 if self._is_closed:
                     raise ClosedError(f"{method}: the line was closed") from error
@@ -144,7 +154,79 @@ class Line:
                 except BaseException:  # a signal handler's exception may have come before anything was released
                     self._pool.release(loan)
                     raise
+            if is_streaming:
+                call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
+                frame = self._stream(call, is_stream=False).answer()
             return read_answer(frame, returns, raises)
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *args: Any,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+        **keywords: Any,
+    ) -> Stream[Any]:
+        """Call a method whose result is a stream, and iterate its items.
+
+            with line.stream("ticks", 10, returns=int) as ticks:
+                for tick in ticks:
+                    ...
+
+        An argument that is a stream is given as an iterator, for `call` as well. The call is never repeated.
+
+        Args:
+            method: The method's name.
+            *args: Its arguments by position.
+            returns: The type of the items. Plain values when left out.
+            timeout: Seconds for the whole of it; without limit when left out.
+            raises: Exception classes that arrive as themselves when the handler declares and raises them.
+            **keywords: Its arguments by name.
+
+        Raises:
+            ValueError: The timeout is negative or not a number.
+        """
+        return self.open_stream(method, args, keywords, returns=returns, timeout=timeout, raises=raises)
+
+    def open_stream(
+        self,
+        method: str,
+        args: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        raises: Iterable[type[Exception]] = (),
+    ) -> Stream[Any]:
+        """Call a method whose result is a stream, its arguments given as a tuple and a dict; otherwise as `stream`."""
+        check_returns(returns)
+        seconds = math.inf if timeout is None else timeout
+        deadline = Deadline.after(seconds)
+        return self._stream(StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline), True)
+
+    def _stream(self, call: StreamCall, is_stream: bool) -> Stream[Any]:
+        return Stream(call, partial(self._begin, call, is_stream), self._pool.release, lambda: self._is_closed)
+
+    def _begin(self, call: StreamCall, is_stream: bool, loan: Loan) -> tuple[Caller, int, Any]:
+        """Send a call with streams; returns where, under which id, and what is to be sent for its argument."""
+        repeats = Repeats(call.method, is_idempotent=False)
+        while True:
+            connection = self._acquire(loan, call.method, call.seconds, call.deadline)
+            check_kind(call.method, connection.protocol, is_stream)
+            args, keywords, items = call.args, call.keywords, None
+            if connection.protocol.takes_items(call.method):
+                args, keywords, items = take_items_out(call.method, args, keywords)
+            try:
+                return (
+                    connection,
+                    connection.start(call.method, args, keywords, call.deadline, items is not None),
+                    items,
+                )
+            except BrokenCallError as error:
+                self._pool.release(loan)
+                repeats.broke(error, connection.protocol)
 
     # --- the pool --------------------------------------------------------------------------------------
 

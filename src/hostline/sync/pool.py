@@ -157,7 +157,7 @@ class SharedPool:
                 raise
         for old in expired:
             old.close()
-        loan.connection = None
+        loan.connection = loan.wake = None
 
     def close(self) -> None:
         """Close the idle connections, interrupt the busy ones and send away whoever waits. Safe to repeat."""

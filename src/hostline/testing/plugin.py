@@ -17,7 +17,7 @@ from typing import Any, Final, Unpack
 
 import pytest
 
-from hostline.aio.service import Service
+from hostline.aio.serving.service import Service
 from hostline.rpc.service import ServiceBase
 from hostline.testing.leaks import GRACE, Snapshot
 from hostline.testing.peers import FullBacklog, Stall, StalledPeer, foreign_holder, make_ordinary_file, make_stale_file

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypedDict, TypeVar, Unpack, overload
 
 from hostline.aio import client as aio_client
-from hostline.aio.service import Service
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.service import Service
 from hostline.rpc.builtin import Stats
 from hostline.sync import client as sync_client
 from hostline.unix.address import Address

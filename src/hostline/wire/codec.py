@@ -2,11 +2,16 @@
 
 HELLO     the eight bytes `hostline`, then a map: ClientHello or ServerHello
 CALL      [time left in microseconds, 8 bytes, if flag DEADLINE], then an array of arguments,
-          or, if flag NAMED, an array of two: the array of arguments and a map of named ones
+          or, if flag NAMED, an array of two: the array of arguments and a map of named ones;
+          if flag STREAM, one argument is nil and its items follow in frames of their own
 REPLY     the result
+ITEM      one item of a stream, a result's or an argument's
+CREDIT    bytes of items that the other side may send beyond what it may already, 4 bytes
 ERROR     an array: code, name, message
 GOAWAY    an array: code, reason, the highest call id that is still answered
-CANCEL, PING, PONG    nothing
+END, CANCEL, PING, PONG    nothing
+
+More than 400 lines, because both directions of every kind of frame stand beside one another.
 """
 
 from __future__ import annotations
@@ -33,14 +38,17 @@ __all__ = [
     "GoawayCode",
     "MethodEntry",
     "ServerHello",
+    "decode_credit",
     "decode_failure",
     "decode_farewell",
     "decode_hello",
     "decode_result",
     "encode_call",
+    "encode_credit",
     "encode_failure",
     "encode_farewell",
     "encode_hello",
+    "encode_item",
     "encode_reply",
     "hello_version",
     "result_decoder",
@@ -51,7 +59,7 @@ MAGIC: Final = b"hostline"
 VERSION: Final = 1
 
 # Names of optional parts both sides know. An unknown name is ignored, so a later version may add to it.
-FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "ping")
+FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "ping", "streams")
 
 # Bounds on texts, in bytes of UTF-8. With these, every error and every farewell fits into the smallest
 # `max_frame_size` that a peer may name; a hello's features and program are kept as long as its connection.
@@ -62,6 +70,7 @@ _MAX_PROGRAM: Final = 256
 _BESIDE_MESSAGE: Final = 256  # code, name and MessagePack's own bytes in an ERROR
 
 _TIME_LEFT: Final = struct.Struct("<Q")
+_CREDIT: Final = struct.Struct("<I")
 _LONGEST: Final = 1.8e13  # seconds whose microseconds still fit into 64 bits
 
 _FrameSize = Annotated[int, msgspec.Meta(ge=MIN_MAX_FRAME_SIZE)]
@@ -72,6 +81,8 @@ _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
 _DEADLINE: Final = int(Flag.DEADLINE)
 _NAMED: Final = int(Flag.NAMED)
+_STREAM: Final = int(Flag.STREAM)
+_ITEM: Final = int(Kind.ITEM)
 
 
 class ClientHello(msgspec.Struct, kw_only=True):
@@ -84,10 +95,15 @@ class ClientHello(msgspec.Struct, kw_only=True):
 
 
 class MethodEntry(msgspec.Struct, array_like=True, frozen=True):
-    """Tell one method's name and whether repeating a call does no harm; its number is its place in the list."""
+    """Tell one method's name, whether repeating a call does no harm, and whether its result or an argument is a stream.
+
+    Its number is its place in the list.
+    """
 
     name: str
     is_idempotent: bool = False
+    streams_result: bool = False
+    streams_argument: bool = False
 
 
 class ServerHello(msgspec.Struct, kw_only=True):
@@ -208,6 +224,7 @@ def encode_call(
     keywords: dict[str, Any] | None = None,
     time_left: float | None = None,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    has_items: bool = False,
 ) -> bytearray:
     """Return a CALL frame.
 
@@ -218,6 +235,7 @@ def encode_call(
         keywords: Arguments by name.
         time_left: Seconds until the caller stops waiting, or None.
         max_frame_size: The largest payload the server takes, in bytes.
+        has_items: Whether an argument is a stream, whose items follow; None stands at its place.
 
     Raises:
         InvalidArgumentError: An argument cannot be encoded, or all of them together exceed the frame.
@@ -238,6 +256,8 @@ def encode_call(
             _encode_into(args, buffer, len(buffer))
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
+    if has_items:
+        flags |= _STREAM
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
         raise InvalidArgumentError(f"arguments of {size} bytes exceed max_frame_size {max_frame_size}")
@@ -284,6 +304,48 @@ def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FR
         raise InvalidResultError(f"result of {size} bytes exceeds max_frame_size {max_frame_size}")
     _pack_header(buffer, 0, size, _REPLY, 0, 0, call_id, 0)
     return buffer
+
+
+def encode_item(
+    call_id: int,
+    item: Any,
+    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    refusal: type[InvalidArgumentError] | type[InvalidResultError] = InvalidResultError,
+) -> bytearray:
+    """Return an ITEM frame.
+
+    Args:
+        call_id: The call whose stream it belongs to.
+        item: Anything msgspec can encode.
+        max_frame_size: The largest payload the other side takes, in bytes.
+        refusal: What to raise.
+
+    Raises:
+        InvalidResultError: The item cannot be encoded or exceeds the frame; `refusal` if given.
+    """
+    buffer = bytearray(HEADER_SIZE)
+    try:
+        _encode_into(item, buffer, HEADER_SIZE)
+    except Exception as error:  # also what a half-built object raises when it is read
+        raise refusal(f"item cannot be encoded: {error}") from error
+    size = len(buffer) - HEADER_SIZE
+    if size > max_frame_size:
+        raise refusal(f"item of {size} bytes exceeds max_frame_size {max_frame_size}")
+    _pack_header(buffer, 0, size, _ITEM, 0, 0, call_id, 0)
+    return buffer
+
+
+def encode_credit(call_id: int, amount: int) -> bytes:
+    """Return a CREDIT frame that grants `amount` bytes."""
+    return encode_frame(Kind.CREDIT, call_id, _CREDIT.pack(amount))
+
+
+def decode_credit(payload: bytes) -> int:
+    """Read a CREDIT payload: bytes granted; raises RemoteProtocolError if it is malformed."""
+    if len(payload) != _CREDIT.size:
+        raise RemoteProtocolError(f"credit payload of {len(payload)} bytes, where 4 belong")
+    amount: int = _CREDIT.unpack(payload)[0]
+    return amount
 
 
 @functools.lru_cache(maxsize=1024)

@@ -40,7 +40,7 @@ _new_tuple = tuple.__new__  # half the price of the generated Frame.__new__
 
 
 class Kind(enum.IntEnum):
-    """What a frame is. ITEM, END and CREDIT belong to streams and are refused until both sides name that feature."""
+    """What a frame is. ITEM, END and CREDIT belong to streams: only between sides that both name that feature."""
 
     HELLO = 1
     CALL = 2
@@ -56,25 +56,28 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Flags of a CALL: the payload starts with the time left; it holds named arguments as well."""
+    """Flags of a CALL: the payload starts with the time left; some arguments are named; one of them is a stream."""
 
     DEADLINE = 1
     NAMED = 2
+    STREAM = 4
 
 
 # The flags that each kind may carry; any other bit is a violation, so that a later version can give it a meaning.
-FLAGS: Final[dict[int, int]] = {int(k): int(Flag.DEADLINE | Flag.NAMED) if k is Kind.CALL else 0 for k in Kind}
+FLAGS: Final[dict[int, int]] = {
+    int(k): int(Flag.DEADLINE | Flag.NAMED | Flag.STREAM) if k is Kind.CALL else 0 for k in Kind
+}
 
 
 # Frames about the connection as a whole have call id 0, all others name a call; these have no payload. Whatever a field
 # may not hold is a violation, for the same reason as unknown flags.
 _ABOUT_CONNECTION: Final = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY})
-_WITHOUT_PAYLOAD: Final = frozenset({Kind.CANCEL, Kind.PING, Kind.PONG})
+_WITHOUT_PAYLOAD: Final = frozenset({Kind.END, Kind.CANCEL, Kind.PING, Kind.PONG})
 
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _HELLO: Final = int(Kind.HELLO)
 _CALL: Final = int(Kind.CALL)
-_ERROR: Final = int(Kind.ERROR)
+_ITEM: Final = int(Kind.ITEM)
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
@@ -178,11 +181,12 @@ class FrameDecoder:
         start = 0
         while size - start >= HEADER_SIZE:
             length, kind, flags, fd_count, call_id, method = _unpack_header(data, start)
-            # One look for calls and answers, which are nearly all there is; the rest is checked in full.
+            # One look for calls, answers and items, which are nearly all there is; the rest is checked in full.
             if (
                 length > self._limit
                 or fd_count
-                or not _CALL <= kind <= _ERROR
+                or not _CALL <= kind <= _ITEM
+                or not call_id
                 or (flags and flags & ~_FLAGS[kind])
                 or (method and kind != _CALL)
             ):

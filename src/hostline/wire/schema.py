@@ -3,10 +3,13 @@
 For each function two msgspec structs are made whose fields are the parameters: one laid out as an array for
 arguments by position, one as a map for arguments by name. So a whole argument list is decoded and checked in one
 call, before the handler runs, and a wrong one is named. JSON Schema comes from msgspec as well.
+
+More than 400 lines, because what a signature means for decoding, for errors and for bounds must not drift apart.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
 import re
@@ -21,7 +24,7 @@ from msgspec import UNSET, UnsetType
 from hostline.errors import InvalidArgumentError, RemoteProtocolError
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 
-__all__ = ["Parameter", "Signature", "check_decodable", "extent_of", "json_schemas"]
+__all__ = ["Parameter", "Signature", "check_decodable", "extent_of", "item_type", "json_schemas"]
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _PATH: Final = re.compile(r" - at ((?:`key` in )*)`\$(?:\[(\d+)\]|\.(\w+))([^`]*)`\Z")
@@ -36,6 +39,27 @@ class Parameter(msgspec.Struct, frozen=True):
     is_required: bool
     is_positional: bool
     is_named: bool
+    is_stream: bool = False
+
+
+# What a stream is written as: something to be iterated, by `for` in a `def` and by `async for` in an `async def`.
+_BLOCKING_STREAMS: Final = (collections.abc.Iterator, collections.abc.Generator)
+_ASYNC_STREAMS: Final = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator, collections.abc.AsyncIterable)
+
+
+def item_type(annotation: Any) -> tuple[Any, bool] | None:
+    """Return the type of a stream's items and whether it is asynchronous; None for what is no stream.
+
+    `Iterator[T]`, `Generator[T, None, None]`, `AsyncIterator[T]`, `AsyncIterable[T]` and `AsyncGenerator[T, None]` are
+    streams; without a type in brackets their items are of any type.
+
+    Args:
+        annotation: A parameter's or a result's.
+    """
+    origin = typing.get_origin(annotation) or annotation
+    if origin not in _BLOCKING_STREAMS and origin not in _ASYNC_STREAMS:
+        return None
+    return next(iter(typing.get_args(annotation)), Any), origin in _ASYNC_STREAMS
 
 
 class Signature:
@@ -48,7 +72,9 @@ class Signature:
     Attributes:
         parameters: What the caller may send, in order.
         injected: Names of the parameters that the server fills in, by their type.
-        returns: The annotated result type.
+        returns: The annotated result type; of a stream, that of its items.
+        streams_result: Whether the result is a stream.
+        stream: The parameter that is one, or None; its annotation is that of its items.
 
     Raises:
         TypeError: A parameter lacks an annotation, is variadic, or has a type that msgspec cannot decode.
@@ -57,12 +83,16 @@ class Signature:
     def __init__(self, function: Callable[..., Any], injected: tuple[type, ...] = ()) -> None:
         name = getattr(function, "__qualname__", repr(function))
         self.parameters: list[Parameter] = []
+        self.is_stream_async = False  # whether the parameter that is a stream is for `async for`
         self.injected: dict[type, str] = {}
         self._injected_at: dict[str, int] = {}
         hints = _hints(name, function)
         for parameter in inspect.signature(function).parameters.values():
             self._add(name, parameter, hints, injected)
-        self.returns: Any = hints.get("return", Any)
+        result = item_type(hints.get("return", Any))
+        self.streams_result = result is not None
+        self.returns: Any = hints.get("return", Any) if result is None else result[0]
+        self.stream: Parameter | None = next((p for p in self.parameters if p.is_stream), None)
         self._build(name)
 
     def _add(self, owner: str, parameter: inspect.Parameter, hints: dict[str, Any], injected: tuple[type, ...]) -> None:
@@ -80,6 +110,13 @@ class Signature:
             self.injected[filled] = parameter.name
             self._injected_at[parameter.name] = sum(p.is_positional for p in self.parameters) + len(self._injected_at)
             return
+        stream = item_type(annotation)
+        if stream is not None:
+            annotation, self.is_stream_async = stream
+            if any(p.is_stream for p in self.parameters):
+                raise TypeError(f"{where} is a second stream; a call has one at most")
+            if parameter.default is not inspect.Parameter.empty:
+                raise TypeError(f"{where} is a stream; it cannot have a default")
         try:
             check_decodable(annotation)
         except TypeError as error:
@@ -91,6 +128,7 @@ class Signature:
                 is_required=parameter.default is inspect.Parameter.empty,
                 is_positional=parameter.kind in _POSITIONAL,
                 is_named=parameter.kind is not inspect.Parameter.POSITIONAL_ONLY,
+                is_stream=stream is not None,
             )
         )
 
@@ -102,12 +140,15 @@ class Signature:
         self._positional_only = tuple(p.name for p in positional_only)
         self._required_named_only = tuple(p.name for p in self.parameters if p.is_required and not p.is_positional)
         try:
-            self._extent = max((extent_of(p.annotation) for p in self.parameters), default=Extent.FIXED)
+            sent = [p.annotation for p in self.parameters if not p.is_stream]
+            self._extent = max((extent_of(annotation) for annotation in sent), default=Extent.FIXED)
             self._array = _decoder(_fields(positional), is_array=True)
             self._head = _decoder(_fields(positional_only, all_optional=True), is_array=True)
             self._map = _decoder(_fields(named, all_optional=True), is_array=False)
-            if self.returns is not Any:
-                msgspec.msgpack.Decoder(self.returns)
+            items = [] if self.stream is None else [self.stream.annotation]
+            for annotation in (self.returns, *items):
+                if annotation is not Any:
+                    msgspec.msgpack.Decoder(annotation)
         except TypeError as error:
             raise TypeError(f"method {owner}: {error}") from error
 
@@ -154,6 +195,17 @@ class Signature:
         if len(args) > index:
             return (*args[:index], value, *args[index:]), keywords
         return args, {**keywords, name: value}
+
+    def place_stream(
+        self, items: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the items of the argument that is a stream in its place, where the caller sent None."""
+        if self.stream is None:
+            return args, keywords
+        if self.stream.name in keywords:
+            return args, {**keywords, self.stream.name: items}
+        index = self._positional.index(self.stream.name)
+        return (*args[:index], items, *args[index + 1 :]), keywords
 
     def _decode_named(self, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pieces, named = _split_mixed(payload)
@@ -287,7 +339,9 @@ def _without_unset(arguments: Any) -> tuple[Any, ...]:
 def _fields(parameters: list[Parameter], all_optional: bool = False) -> list[Any]:
     fields: list[Any] = []
     for parameter in parameters:
-        if parameter.is_required and not all_optional:
+        if parameter.is_stream:
+            fields.append((parameter.name, None, UNSET) if all_optional else (parameter.name, None))
+        elif parameter.is_required and not all_optional:
             fields.append((parameter.name, parameter.annotation))
         else:
             # UNSET instead of the default: the function itself fills it in, so a default of any kind works.

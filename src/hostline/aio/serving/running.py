@@ -11,9 +11,10 @@ from hostline.rpc.dispatch import Invocation
 from hostline.rpc.service import Method
 
 if TYPE_CHECKING:
-    from hostline.aio.serving.session import Session
+    from hostline.aio.serving.calls import Calls
+    from hostline.aio.serving.streams import Inlet, Outlet
 
-__all__ = ["RunningCall", "contained"]
+__all__ = ["RunningCall", "contained", "send_all", "send_all_from_thread"]
 
 
 async def contained(invocation: Invocation) -> Any:
@@ -24,26 +25,52 @@ async def contained(invocation: Invocation) -> Any:
         raise RuntimeError(f"handler exited with {error.code!r}") from error
 
 
+async def send_all(invocation: Invocation, outlet: Outlet) -> None:
+    """Run an async generator and send what it yields."""
+    generator = invocation.run()
+    try:
+        async for item in generator:
+            await outlet.send(item)
+    except SystemExit as error:
+        raise RuntimeError(f"handler exited with {error.code!r}") from error
+    finally:
+        await generator.aclose()
+
+
+def send_all_from_thread(invocation: Invocation, outlet: Outlet) -> None:
+    """Run a generator, or take any other iterator that a handler returns, and send what it yields."""
+    iterator = iter(invocation.run())
+    try:
+        for item in iterator:
+            outlet.send_from_thread(item)
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
 class RunningCall:
     """Hold one call from its arrival to its end."""
 
     __slots__ = (
         "call_id",
+        "calls",
         "context",
         "deadline",
+        "inlet",
         "is_ended",
         "is_named",
         "method",
+        "outlet",
         "payload",
-        "session",
         "task",
         "timer",
     )
 
     def __init__(
-        self, session: Session, call_id: int, method: Method, payload: bytes, is_named: bool, deadline: Deadline
+        self, calls: Calls, call_id: int, method: Method, payload: bytes, is_named: bool, deadline: Deadline
     ) -> None:
-        self.session = session
+        self.calls = calls
         self.call_id = call_id
         self.method = method
         self.payload = payload
@@ -53,3 +80,5 @@ class RunningCall:
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.is_ended = False
+        self.inlet: Inlet | None = None  # of the argument that is a stream
+        self.outlet: Outlet | None = None  # of a result that is one

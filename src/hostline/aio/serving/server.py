@@ -301,7 +301,7 @@ class Server:
         """Run waiting calls while there are slots."""
         while (call := self.admission.next()) is not None:
             running: RunningCall = call
-            running.session.start(running)
+            running.calls.start(running)
 
     def count_answer(self, method: str) -> None:
         """Count a call that was answered with its result."""
@@ -365,7 +365,7 @@ class Server:
 
 
 def _displace(call: RunningCall) -> None:
-    call.session.displace(call)
+    call.calls.displace(call)
 
 
 _live: weakref.WeakSet[Server] = weakref.WeakSet()

@@ -3,26 +3,19 @@
 The state machine (protocol/connection.py) says what the bytes mean, the server's admission which calls run. This
 module waits, reads, writes and obeys. A session stops reading while its peer has too many calls open or leaves too
 many answers unread, so that a flood stays in the flooder's own socket buffer.
-
-More than 400 lines, because reading, running and writing share their state at every step: what is unread decides
-what is read and what is run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from hostline.aio.serving.running import RunningCall, contained
+from hostline.aio.serving.calls import Calls
 from hostline.aio.waiting import must_look_again
-from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
     CallCancelledError,
-    CallError,
     DeadlineExceededError,
-    InvalidArgumentError,
     RemoteProtocolError,
 )
 from hostline.limits import (
@@ -35,16 +28,13 @@ from hostline.limits import (
     READ_SIZE,
     SLOW_READER_TIMEOUT,
 )
-from hostline.protocol.admission import Verdict
 from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import Outgoing
-from hostline.rpc.context import Context
-from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
-from hostline.rpc.service import Execution, Method
+from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
 from hostline.unix.sockets import has_hung_up
-from hostline.wire.codec import ErrorCode, GoawayCode, encode_reply, split_call
-from hostline.wire.frame import Frame, Kind
+from hostline.wire.codec import GoawayCode
+from hostline.wire.frame import Flag, Frame, Kind
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -55,6 +45,10 @@ __all__ = ["Session"]
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _CALL: Final = int(Kind.CALL)
+_CANCEL: Final = int(Kind.CANCEL)
+_CREDIT: Final = int(Kind.CREDIT)
+_ITEM: Final = int(Kind.ITEM)
+_STREAM: Final = int(Flag.STREAM)
 
 # How a handler ends that was told to: no failure of its own.
 _ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
@@ -81,7 +75,6 @@ class Session:
         "_is_closed",
         "_is_draining",
         "_is_flushing",
-        "_is_held",
         "_is_paused",
         "_is_writing",
         "_kept",
@@ -95,6 +88,7 @@ class Session:
         "_turn",
         "_unflushed",
         "_watched",
+        "is_held",
         "peer",
     )
 
@@ -105,13 +99,13 @@ class Session:
         self._fd = sock.fileno()
         self._loop = server.loop
         self._protocol = ServerConnection(server.hello, server.max_frame_size)
-        self._calls: dict[int, RunningCall] = {}
+        self._calls = Calls(self, server, self._protocol)
         self._kept: list[Frame] = []  # read while there was too much open, and not taken yet
         self._outgoing = Outgoing()
         self._is_closed = False
         self._is_draining = False
         self._is_flushing = False
-        self._is_held = False
+        self.is_held = False
         self._is_paused = False
         self._is_writing = False
         self._looks_again = must_look_again(self._loop)
@@ -126,10 +120,14 @@ class Session:
         )
         self._loop.add_reader(self._fd, self._on_readable)
 
+    def abort_calls(self, reason: str) -> None:
+        """Answer every open call with an error and tell its handler to end."""
+        self._calls.abort_all(reason)
+
     @property
     def call_count(self) -> int:
         """Calls that run or wait."""
-        return len(self._calls)
+        return len(self._calls.open)
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -154,7 +152,7 @@ class Session:
         try:
             frames = self._protocol.receive_data(data)
         except RemoteProtocolError as error:
-            self._violate(error)
+            self.violate(error)
             return False
         if self._handshake_timer is not None and self._protocol.client is not None:
             self._handshake_timer.cancel()
@@ -184,7 +182,8 @@ class Session:
         After `FRAMES_PER_TURN` the others get their turn first.
         """
         for index, frame in enumerate(frames):
-            if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size + self._unflushed > HIGH_WATER:
+            kind = frame.kind
+            if (kind == _CALL and self._calls.is_full(frame)) or self._outgoing.size + self._unflushed > HIGH_WATER:
                 self._kept = frames[index:]
                 self._pause()
                 return
@@ -193,10 +192,12 @@ class Session:
                 self._pause()
                 self._turn = self._loop.call_soon(self._take_turn)
                 return
-            if frame.kind == _CALL:
-                self._on_call(frame)
+            if kind == _CALL:
+                self._calls.arrive(frame)
+            elif kind == _CANCEL:
+                self._calls.cancel(frame.call_id)
             else:
-                self._cancel(frame.call_id)
+                self._calls.on_stream(frame)
             if self._is_closed:
                 return
 
@@ -217,7 +218,7 @@ class Session:
         """Read on, if there is room again and the events already read are taken."""
         if not self._is_paused or self._is_closed or self._turn is not None:
             return
-        if len(self._calls) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > LOW_WATER:
+        if len(self._calls.open) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > LOW_WATER:
             return
         self._is_paused = False
         if self._check_timer is not None:
@@ -225,7 +226,7 @@ class Session:
             self._check_timer = None
         frames, self._kept = self._kept, []
         self._take(frames)
-        self._flush_soon()
+        self.flush_soon()
         if not self._is_paused and not self._is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
             self._watch_frame()  # with a new timer, for the pause ended the old one
@@ -237,201 +238,15 @@ class Session:
         else:
             self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
 
-    # --- calls ---------------------------------------------------------------------------------------
+    # --- writing -------------------------------------------------------------------------------------
 
-    def _on_call(self, frame: Frame) -> None:
-        call_id = frame.call_id
-        methods = self._server.methods
-        if frame.method >= len(methods):
-            self.fail(
-                call_id,
-                ErrorCode.NOT_FOUND,
-                f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}",
-            )
-            return
-        method = methods[frame.method]
-        try:
-            time_left, payload, is_named = split_call(frame)
-        except RemoteProtocolError as error:
-            self._violate(error)
-            return
-        if method.allow is not None and (reason := method.allow.refusal(self.peer)) is not None:
-            self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
-            return
-        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
-        if method.execution is Execution.INLINE:
-            self._run_inline(method, call_id, payload, is_named, deadline)
-            return
-        call = RunningCall(self, call_id, method, payload, is_named, deadline)
-        verdict = self._server.admission.arrive(self, call_id, call)
-        if verdict is Verdict.OVERLOADED:
-            self._server.counts.overloaded += 1
-            self.fail(call_id, ErrorCode.OVERLOADED, self._server.overload_text)
-            return
-        self._calls[call_id] = call
-        if time_left is not None:
-            call.timer = self._loop.call_later(time_left, self._expire, call)
-        if verdict is Verdict.RUN:
-            self.start(call)
-
-    def start(self, call: RunningCall) -> None:
-        """Run a call that has its slot."""
-        if call.deadline.has_passed():  # the loop was busy, and its timer is late
-            self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
-            return
-        call.context = Context(self.peer, call.method.name, call.call_id, call.deadline)
-        try:
-            invocation = bind(call.method, call.payload, call.is_named, call.context)
-        except InvalidArgumentError as error:
-            self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
-            return
-        call.payload = b""
-        if call.method.execution is Execution.TASK:
-            call.task = self._loop.create_task(contained(invocation))
-            call.task.add_done_callback(partial(self._task_done, call))
-            return
-        try:
-            self._server.workers.submit(partial(self._run_in_worker, call, invocation))
-        except RuntimeError as error:
-            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
-            self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
-
-    def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
-        """Answer a call that has its slot and will not run."""
-        self._end(call)
-        self._server.release_slot_soon()
-        self.fail(call.call_id, code, message)
-
-    def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
-        """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
-        context = Context(self.peer, method.name, call_id, deadline) if method.context_name else None
-        try:
-            invocation = bind(method, payload, is_named, context)
-        except InvalidArgumentError as error:
-            self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
-            return
-        try:
-            result = invocation.run()
-        except KeyboardInterrupt:
-            raise  # somebody at the terminal ends the program
-        except BaseException as error:
-            self._answer_failure(method, call_id, error)
-        else:
-            self._answer(method, call_id, result)
-
-    def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
-        """Run a `def` handler; in a worker thread."""
-        result: Any = None
-        failure: BaseException | None = None
-        if call.deadline.has_passed():
-            failure = DeadlineExceededError(f"deadline of {call.method.name} passed")
-        elif not call.is_ended:
-            try:
-                result = invocation.run()
-            except BaseException as error:  # SystemExit in a handler must not end a worker silently
-                failure = error
-        try:
-            self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
-        except RuntimeError:
-            return  # the loop is closed: the grace time is over and nobody waits
-
-    def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
-        self._finish(call, result, failure)
-        self._server.release_slot()
-
-    def _task_done(self, call: RunningCall, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            self._finish(call, None, asyncio.CancelledError())
-        else:
-            failure = task.exception()
-            self._finish(call, None if failure else task.result(), failure)
-        self._server.release_slot()
-
-    def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
-        if call.is_ended:
-            if failure is not None and not isinstance(failure, _ENDED):
-                # Nobody waits for the answer any more; the log is where a service that always fails late is seen.
-                describe_failure(self._server.service.name, call.method, failure, self.peer, call.call_id)
-            return
-        self._end(call)
-        if isinstance(failure, DeadlineExceededError) and call.deadline.has_passed():
-            self.fail(call.call_id, ErrorCode.DEADLINE, str(failure))  # the handler saw it before our timer did
-        elif failure is not None:
-            self._answer_failure(call.method, call.call_id, failure)
-        else:
-            self._answer(call.method, call.call_id, result)
-        self._flush_soon()
-
-    def _answer(self, method: Method, call_id: int, result: Any) -> None:
-        try:
-            reply = encode_reply(call_id, result, self._protocol.max_reply_size)
-        except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
-            self._answer_failure(method, call_id, error)
-            return
-        self._server.count_answer(method.name)
-        self._protocol.reply(call_id, reply)
-        self._note_queued(len(reply))
-
-    def _note_queued(self, size: int) -> None:
+    def note_queued(self, size: int) -> None:
         """Send what is queued once it is much, so that what stays unsent is known before the next call is taken."""
         self._unflushed += size
         if self._unflushed > LOW_WATER:
             self.flush()
 
-    def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
-            return
-        refusal = describe_failure(self._server.service.name, method, error, self.peer, call_id)
-        self.fail(call_id, refusal.code, refusal.message, refusal.name)
-
-    def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
-        """Answer a call with an error."""
-        self._server.count_failure()
-        self._note_queued(self._protocol.fail(call_id, code, name, message))
-        self._flush_soon()
-
-    def displace(self, call: RunningCall) -> None:
-        """Answer a waiting call whose place was given to another peer."""
-        self._server.counts.overloaded += 1
-        self._end(call)
-        self.fail(call.call_id, ErrorCode.OVERLOADED, self._server.overload_text)
-
-    def _expire(self, call: RunningCall) -> None:
-        """The caller's deadline has passed: free it now, and tell the handler."""
-        self._abort(call, ErrorCode.DEADLINE, DeadlineExceededError(f"deadline of {call.method.name} passed"))
-
-    def _cancel(self, call_id: int) -> None:
-        call = self._calls.get(call_id)
-        if call is not None:
-            self._server.counts.cancelled += 1
-            self._abort(call, ErrorCode.CANCELLED, None)
-
-    def _abort(self, call: RunningCall, code: str, reason: CallError | None) -> None:
-        self._end(call)
-        self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
-        self._stop(call, reason)
-
-    def _stop(self, call: RunningCall, reason: CallError | None) -> None:
-        """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""
-        if self._server.admission.withdraw(self, call.call_id) is not None:
-            return
-        if call.context is not None:
-            call.context.end(reason)
-        if call.task is not None:
-            call.task.cancel()
-
-    def _end(self, call: RunningCall) -> None:
-        """Take a call off the books: from here on nothing it does is answered."""
-        call.is_ended = True
-        self._calls.pop(call.call_id, None)
-        if call.timer is not None:
-            call.timer.cancel()
-            call.timer = None
-
-    # --- writing -------------------------------------------------------------------------------------
-
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         """Write at the end of this turn of the loop, so that answers that come together leave together."""
         if not self._is_flushing and not self._is_closed:
             self._is_flushing = True
@@ -450,7 +265,7 @@ class Session:
             self._outgoing.append(buffer)
         if self._outgoing.size and not self._is_writing:
             self._write()
-        if self._is_paused or self._is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
+        if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self._regulate()
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
@@ -488,21 +303,23 @@ class Session:
             return
         if self._outgoing.size > HIGH_WATER:
             self._pause()  # pings want answers too: nothing more is read from a peer that reads nothing
-            if not self._is_held:
-                self._is_held = True
+            if not self.is_held:
+                self.is_held = True
                 self._server.admission.hold(self)
+                self._calls.hold_streams()
                 text = f"answers were left unread for {SLOW_READER_TIMEOUT} seconds"
                 self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
-        elif self._is_held and self._outgoing.size <= LOW_WATER:
-            self._is_held = False
+        elif self.is_held and self._outgoing.size <= LOW_WATER:
+            self.is_held = False
             if self._slow_timer is not None:
                 self._slow_timer.cancel()
                 self._slow_timer = None
             self._server.admission.resume(self)
+            self._calls.hold_streams()
             self._server.start_waiting()
         if self._is_paused:
             self._resume()
-        if self._is_draining and not self._calls and not self._outgoing.size and not self._kept:
+        if self._is_draining and not self._calls.open and not self._outgoing.size and not self._kept:
             self.close()
 
     # --- the end -------------------------------------------------------------------------------------
@@ -514,14 +331,8 @@ class Session:
             self._protocol.go_away(code, reason)
             self.flush()
 
-    def abort_calls(self, reason: str) -> None:
-        """Answer every open call with an error and tell its handler to end."""
-        for call in list(self._calls.values()):
-            code = ErrorCode.NOT_RUN if call.context is None else ErrorCode.UNAVAILABLE
-            self._abort(call, code, CallError(reason))
-        self.flush()
-
-    def _violate(self, error: RemoteProtocolError) -> None:
+    def violate(self, error: RemoteProtocolError) -> None:
+        """Cut off a peer that broke the protocol, telling it how."""
         logger.warning("%s broke the protocol: %s", self.peer.describe(), error)
         self._say_last(GoawayCode.PROTOCOL, str(error))
 
@@ -554,10 +365,7 @@ class Session:
                 timer.cancel()
         self._kept.clear()
         self._outgoing.clear()
-        for call in list(self._calls.values()):
-            self._end(call)
-            self._stop(call, None)
-        self._server.admission.withdraw_all(self)
+        self._calls.forget_all()
         self.peer.close()
         self._sock.close()
         self._server.forget(self)

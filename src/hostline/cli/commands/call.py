@@ -1,17 +1,21 @@
-"""`hostline call`: one call from the shell, arguments and result in JSON."""
+"""`hostline call`: one call from the shell, arguments and result in JSON; a stream is a JSON value on each line."""
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hostline.cli.exits import UsageError, greeted
-from hostline.cli.options import Address, AnyServer, ServerUsers, Timeout, server_rule, time_limit
+from hostline.cli.exits import ExitCode, UsageError, greeted
+from hostline.cli.options import Address, AnyServer, ServerUsers, server_rule, time_limit
 from hostline.cli.terminal import escape, is_terminal, print_json, write_bytes
 
 if TYPE_CHECKING:
+    from hostline.cli.items import Streams
     from hostline.sync import Line
 
 __all__ = ["EXAMPLES", "call", "parse_arguments", "print_result"]
@@ -23,6 +27,8 @@ Examples:
   hostline call payments hostline.health
   hostline call ./x.sock greet '"world"' --timeout 0.5 --raw
   jq -c .orders orders.json | hostline call payments charge_all -
+  hostline call payments ticks 10 | head -n 3
+  hostline call payments total '{"plus": 5}' < numbers.jsonl
 """
 
 # JSON read from standard input. Four times what fits into the largest frame, because JSON is the longer spelling.
@@ -35,13 +41,22 @@ _Arguments = Annotated[
     typer.Argument(
         metavar="JSON",
         help="An array: arguments by position. An object: by name. Anything else: the only argument. -: read it "
-        "from standard input. Bytes are written in base64, times as in ISO 8601.",
+        "from standard input, unless a stream is. Bytes are written in base64, times as in ISO 8601.",
         show_default=False,
     ),
 ]
 _Wait = Annotated[
     float,
     typer.Option("--wait", metavar="SECONDS", help="Keep trying so long while no server listens there yet."),
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="Seconds to wait for the answer, 30 unless given; inf for no limit, as for streams unless given.",
+        show_default=False,
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on one line, as in a pipe.")]
 _Raw = Annotated[
@@ -53,37 +68,84 @@ def call(
     address: Address,
     method: _Method,
     arguments: _Arguments = None,
-    timeout: Timeout = 30.0,
+    timeout: _Timeout = None,
     wait: _Wait = 0.0,
     server_user: ServerUsers = None,
     any_server: AnyServer = False,
     json: _Json = False,
     raw: _Raw = False,
-) -> None:
+) -> int:
     """Call a method of a service and print its result.
 
     On a terminal the result is indented, in a pipe it is JSON on one line. Bytes are shown in base64.
+
+    Of a result that is a stream each item is printed as it comes, as JSON on one line. Of an argument that is a stream
+    the items are read from standard input, as JSON on one line each.
     """
     if json and raw:
         raise UsageError("--json and --raw contradict each other")
     rule = server_rule(server_user, any_server)
-    args, keywords = parse_arguments(_read_input() if arguments == "-" else arguments)
+    is_piped = arguments == "-"
+    args, keywords = ((), None) if is_piped else parse_arguments(arguments)
     from hostline import sync
-    from hostline.limits import DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
+    from hostline.limits import DEFAULT_CALL_TIMEOUT, DEFAULT_CONNECT_TIMEOUT, HARD_MAX_FRAME_SIZE
 
-    limit = time_limit(timeout)
+    limit = DEFAULT_CALL_TIMEOUT if timeout is None else time_limit(timeout)
+    settings: dict[str, Any] = {
+        "server": rule,
+        "timeout": limit,
+        "connect_timeout": min(limit, DEFAULT_CONNECT_TIMEOUT),
+        "wait": time_limit(wait, "--wait"),
+        "max_frame_size": HARD_MAX_FRAME_SIZE,
+    }
     with greeted():
-        line = sync.connect(
-            address,
-            server=rule,
-            timeout=limit,
-            connect_timeout=min(limit, DEFAULT_CONNECT_TIMEOUT),
-            wait=time_limit(wait, "--wait"),
-            max_frame_size=HARD_MAX_FRAME_SIZE,
-        )
+        line = sync.connect(address, **settings)
     with line:
+        # What standard input is for, the service knows; otherwise only a method that says no is asked about.
+        streams = _streams_of(line, method) if is_piped else None
+        if is_piped and (streams is None or streams.parameter is None):
+            args, keywords = parse_arguments(_read_input())
+        if streams is None:
+            streams = _call_plain(line, method, args, keywords, partial(print_result, is_raw=raw, is_one_line=json))
+        if streams is None:
+            return ExitCode.OK
+        seconds = math.inf if timeout is None else limit
+        if streams.parameter is None:
+            args, keywords = streams.arguments(args, keywords)
+            with line.open_stream(method, args, keywords, timeout=seconds) as items:
+                for item in items:
+                    print_result(item, is_raw=raw, is_one_line=True)
+            return ExitCode.OK
+    from hostline import aio
+    from hostline.cli.items import Conversation
+
+    is_one_line = json or streams.method.streams_result
+    show = partial(print_result, is_raw=raw, is_one_line=is_one_line)
+    conversation = Conversation(streams, args, keywords, seconds, show)
+    return conversation.run(lambda: aio.connect(address, **settings))
+
+
+def _call_plain(
+    line: Line, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, show: Callable[[Any], None]
+) -> Streams | None:
+    """Call a method and print its result; one with streams is not called, and what the service says of it returned."""
+    from hostline.errors import InvalidArgumentError, LocalProtocolError
+
+    try:
         result = make_call(line, method, args, keywords)
-    print_result(result, is_raw=raw, is_one_line=json)
+    except (InvalidArgumentError, LocalProtocolError):  # what the line says, before anything is sent, of a stream too
+        streams = _streams_of(line, method)
+        if streams is None:
+            raise
+        return streams
+    show(result)
+    return None
+
+
+def _streams_of(line: Line, method: str) -> Streams | None:
+    from hostline.cli.items import streams_of
+
+    return streams_of(line, method)
 
 
 def _read_input() -> bytes:

@@ -141,7 +141,7 @@ class _MethodComparison:
             yield from self._one(parameter, there)
 
     def _one(self, old: ParameterDescription, new: ParameterDescription) -> Iterator[Change]:
-        """Judge the type of one parameter, and whether it may be left out."""
+        """Judge the type of one parameter, whether it may be left out, and whether it is a stream."""
         if new.is_required and not old.is_required:
             yield self._breaking(f"parameter {new.name} must be given", "callers may leave it out")
         if old.is_required and not new.is_required:
@@ -149,6 +149,10 @@ class _MethodComparison:
         if not old.is_required and not new.is_required and not _is_same(old.default, new.default):
             what = f"default of {new.name} is {_shown(new.default)}, was {_shown(old.default)}"
             yield self._compatible(what, "calls that leave it out are taken, and mean something else")
+        if old.is_stream is not new.is_stream:
+            what = f"parameter {new.name} is a stream" if new.is_stream else f"parameter {new.name} is no stream"
+            yield self._breaking(what, f"callers give {'its items' if old.is_stream else 'one value'}")
+            return  # an item's type and a whole value's say nothing of one another
         refused = differences(old.schema, self._before, new.schema, self._after)
         is_included = not differences(new.schema, self._after, old.schema, self._before)
         for reason in refused:
@@ -185,7 +189,12 @@ class _MethodComparison:
         }
 
     def _result(self) -> Iterator[Change]:
-        # Results that come in pieces will be judged here as well: one kind for the other breaks callers.
+        if self._old.streams_result is not self._new.streams_result:
+            what = "result is a stream" if self._new.streams_result else "result is no stream"
+            yield self._breaking(
+                what, f"callers {'iterate items' if self._old.streams_result else 'wait for one value'}"
+            )
+            return  # an item's type and a whole value's say nothing of one another
         refused = differences(self._new.returns, self._after, self._old.returns, self._before)
         back = differences(self._old.returns, self._before, self._new.returns, self._after)
         for reason in refused:

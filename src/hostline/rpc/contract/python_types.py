@@ -23,7 +23,8 @@ from hostline.rpc.contract.source_text import Names, literal
 
 __all__ = ["Shape", "TypeWriter", "is_small", "shape_of"]
 
-_MODULES: Final = ("builtins", "datetime", "decimal", "enum", "typing", "uuid", "msgspec", "hostline")
+_STANDARD: Final = ("builtins", "collections.abc", "datetime", "decimal", "enum", "typing", "uuid")
+_OTHERS: Final = ("hostline", "msgspec")
 _IN_MODULES: Final = {
     "datetime": "datetime",
     "date": "datetime",
@@ -84,22 +85,28 @@ class TypeWriter:
         self.used: set[str] = set()
         self._is_inside_plain = False
         self.names = Names(self._attributes)
-        self._modules = {module: self.names.give(module, module) for module in _MODULES}
+        self._modules = {module: self._module_name(module) for module in (*_STANDARD, *_OTHERS)}
         self.classes = {
             name: self.names.give(name, "Type", avoid_builtins=True)
             for name, schema in self._definitions.items()
             if shape_of(schema) != Shape.PLAIN
         }
 
+    def _module_name(self, module: str) -> str:
+        """Return how a module is written: `collections.abc`, or one free identifier where `collections` is taken."""
+        package = module.partition(".")[0]
+        name = self.names.give(package, package)
+        return module if name == package else name
+
     @property
     def identifiers(self) -> set[str]:
         """What annotations stand on: the names of classes and modules."""
-        return {*self.classes.values(), *self._modules.values()}
+        return {*self.classes.values(), *(name.partition(".")[0] for name in self._modules.values())}
 
     def imports(self) -> list[str]:
         """Return the import lines for what was used, in the order that linters ask for."""
         lines = []
-        for group in (_MODULES[:6], ("hostline", "msgspec")):
+        for group in (_STANDARD, _OTHERS):
             used = sorted(module for module in group if module in self.used)
             aliases = [(module, self._modules[module]) for module in used]
             lines.append([f"import {m}" if m == alias else f"import {m} as {alias}" for m, alias in aliases])

@@ -144,20 +144,31 @@ class _ModuleWriter:
         names = Names()
         is_self_taken = any(p.name == "self" for p in method.parameters)
         receiver = names.give("_self" if is_self_taken else "self", "_self")
-        parameters = self._parameters(method, names)
+        parameters = self._parameters(method, names, is_async)
         items = [receiver, *(["/"] if is_self_taken and "/" not in parameters else []), *parameters]
-        start = "async def" if is_async else "def"
-        tail = f") -> {self._result(method)}:"
+        start = "async def" if is_async and not method.streams_result else "def"
+        tail = f") -> {self._result(method, is_async)}:"
         text = docstring(method.doc, _INDENT * 2)
         if not text:
             return [*lines, *exploded(f"{start} {method.name}(", items, f"{tail} ...", _INDENT)]
         return [*lines, *exploded(f"{start} {method.name}(", items, tail, _INDENT), *text, f"{_INDENT * 2}..."]
 
-    def _result(self, method: MethodDescription) -> str:
-        """Return the annotation of what a method returns; results that come in pieces will have theirs here."""
-        return self._types.annotation(method.returns)
+    def _result(self, method: MethodDescription, is_async: bool) -> str:
+        """Return the annotation of what a method returns."""
+        annotation = self._types.annotation(method.returns)
+        if not method.streams_result:
+            return annotation
+        return f"{self._types.of('collections.abc', 'AsyncIterator' if is_async else 'Iterator')}[{annotation}]"
 
-    def _parameters(self, method: MethodDescription, names: Names) -> list[str]:
+    def _argument(self, parameter: ParameterDescription, is_async: bool) -> str:
+        """Return the annotation of what a parameter takes; for asyncio a stream may be iterated either way."""
+        annotation = self._types.annotation(parameter.schema)
+        if not parameter.is_stream:
+            return annotation
+        kinds = ("Iterator", "AsyncIterator") if is_async else ("Iterator",)
+        return " | ".join(f"{self._types.of('collections.abc', kind)}[{annotation}]" for kind in kinds)
+
+    def _parameters(self, method: MethodDescription, names: Names, is_async: bool) -> list[str]:
         """Return the parameters as an interface declares them: places and names as the service has them."""
         positional, named_only = _in_order(method)
         # What cannot be said by its name here is given by its place, and so is everything before it.
@@ -169,19 +180,19 @@ class _ModuleWriter:
             if number == slash and slash:
                 items.append("/")
             has_default = has_default or not parameter.is_required
-            items.append(self._parameter(parameter, names, has_default))
+            items.append(self._parameter(parameter, names, has_default, is_async))
         if slash and slash == len(positional):
             items.append("/")
         if named_only:
             items.append("*")
-        return items + [self._parameter(p, names, not p.is_required) for p in named_only]
+        return items + [self._parameter(p, names, not p.is_required, is_async) for p in named_only]
 
-    def _parameter(self, parameter: ParameterDescription, names: Names, has_default: bool) -> str:
-        text = f"{names.give(parameter.name, 'argument')}: {self._types.annotation(parameter.schema)}"
+    def _parameter(self, parameter: ParameterDescription, names: Names, has_default: bool, is_async: bool) -> str:
+        text = f"{names.give(parameter.name, 'argument')}: {self._argument(parameter, is_async)}"
         if not has_default:
             return text
         default = None
-        if parameter.default is not msgspec.UNSET:
+        if parameter.default is not msgspec.UNSET and not parameter.is_stream:
             default = self._definitions.default_text(parameter.schema, parameter.default)
         # A default is for reading: what is left out is not sent. An empty list would be shared, and means nothing here.
         return f"{text} = {default if default not in (None, '[]', '{}') else '...'}"
@@ -201,18 +212,21 @@ class _ModuleWriter:
             # Behind a parameter that may be left out, a place cannot be one that must be given.
             has_default = not parameter.is_required or (has_default and parameter.is_positional)
             name = names.give(parameter.name, "argument")
-            items.append(self._unset_parameter(parameter, name, has_default))
+            items.append(self._unset_parameter(parameter, name, has_default, is_async))
             target = f"keywords[{literal(parameter.name)}] = {name}" if parameter.is_named else f"args.append({name})"
             if has_default:
                 steps.append(statement(f"{_INDENT}if {name} is not {self._types.of('msgspec', 'UNSET')}:"))
             steps.append(statement(f"{_INDENT * (2 if has_default else 1)}{target}"))
-        result, any_, text = self._result(method), self._types.of("typing", "Any"), self._types.builtin("str")
+        any_, text = self._types.of("typing", "Any"), self._types.builtin("str")
+        result, returns = self._result(method, is_async), self._types.annotation(method.returns)
         errors = [self._errors[error] for error in method.raises]
         raised = f"({errors[0]},)" if len(errors) == 1 else f"({', '.join(errors)})"
-        call = f"{line}.invoke({literal(method.name)}, {self._types.builtin('tuple')}(args), keywords"
-        call = f"{'await ' if is_async else ''}{call}, returns={result}, raises={raised})"
+        is_awaited = is_async and not method.streams_result
+        call = f"{line}.{'open_stream' if method.streams_result else 'invoke'}({literal(method.name)}"
+        call = f"{call}, {self._types.builtin('tuple')}(args), keywords, returns={returns}, raises={raised})"
+        call = f"await {call}" if is_awaited else call
         return [
-            *exploded(f"{'async def' if is_async else 'def'} {identifier}(", items, f") -> {result}:", ""),
+            *exploded(f"{'async def' if is_awaited else 'def'} {identifier}(", items, f") -> {result}:", ""),
             *docstring(method.doc, _INDENT),
             f"{_INDENT}args: {self._types.builtin('list')}[{any_}] = []",
             f"{_INDENT}keywords: {self._types.builtin('dict')}[{text}, {any_}] = {{}}",
@@ -221,8 +235,8 @@ class _ModuleWriter:
             f"{_INDENT}return result",
         ]
 
-    def _unset_parameter(self, parameter: ParameterDescription, name: str, has_default: bool) -> str:
-        annotation = self._types.annotation(parameter.schema)
+    def _unset_parameter(self, parameter: ParameterDescription, name: str, has_default: bool, is_async: bool) -> str:
+        annotation = self._argument(parameter, is_async)
         if not has_default:
             return f"{name}: {annotation}"
         return f"{name}: {annotation} | {self._types.of('msgspec', 'UnsetType')} = {self._types.of('msgspec', 'UNSET')}"

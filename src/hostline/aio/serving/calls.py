@@ -1,0 +1,342 @@
+"""The calls of one connection: each is checked, given a slot, run in its own way, and answered once.
+
+The session (session.py) reads and writes for it; the server's admission says which calls run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from hostline.aio.serving.running import RunningCall, contained, send_all, send_all_from_thread
+from hostline.aio.serving.streams import Outlet, TaskInlet, WorkerInlet
+from hostline.clock import NEVER, Deadline, monotonic
+from hostline.errors import (
+    CallCancelledError,
+    CallError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    RemoteProtocolError,
+)
+from hostline.limits import MAX_CALLS_PER_CONNECTION
+from hostline.protocol.admission import Verdict
+from hostline.protocol.connection import ServerConnection
+from hostline.rpc.context import Context
+from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
+from hostline.rpc.service import Execution, Method
+from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
+from hostline.wire.frame import Flag, Frame, Kind
+
+if TYPE_CHECKING:
+    from hostline.aio.serving.server import Server
+    from hostline.aio.serving.session import Session
+
+__all__ = ["Calls"]
+
+_CREDIT: Final = int(Kind.CREDIT)
+_ITEM: Final = int(Kind.ITEM)
+_STREAM: Final = int(Flag.STREAM)
+
+# How a handler ends that was told to: no failure of its own.
+_ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
+
+
+class Calls:
+    """Run the calls of one connection.
+
+    Args:
+        session: The connection.
+        server: What it belongs to.
+        protocol: Its state machine, which takes the answers.
+
+    Attributes:
+        open: The calls that run or wait, by id.
+    """
+
+    __slots__ = ("_loop", "_protocol", "_server", "_session", "open")
+
+    def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
+        self.open: dict[int, RunningCall] = {}
+        self._session = session
+        self._server = server
+        self._loop = server.loop
+        self._protocol = protocol
+
+    @property
+    def max_reply_size(self) -> int:
+        """The largest payload that the peer takes, in bytes."""
+        return self._protocol.max_reply_size
+
+    # --- frames ------------------------------------------------------------------------------------------
+
+    def is_full(self, frame: Frame) -> bool:
+        """Whether the peer has as many calls open as it may.
+
+        While one of them waits for items, reading must go on: a call too many is answered at once then.
+        """
+        if len(self.open) < MAX_CALLS_PER_CONNECTION:
+            return False
+        return not any(call.inlet is not None for call in self.open.values())
+
+    def arrive(self, frame: Frame) -> None:
+        """Take a CALL: answer it, run it, or let it wait."""
+        call_id = frame.call_id
+        methods = self._server.methods
+        if frame.method >= len(methods):
+            self.fail(
+                call_id,
+                ErrorCode.NOT_FOUND,
+                f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}",
+            )
+            return
+        method = methods[frame.method]
+        try:
+            time_left, payload, is_named = split_call(frame)
+        except RemoteProtocolError as error:
+            self._session.violate(error)
+            return
+        if method.allow is not None and (reason := method.allow.refusal(self._session.peer)) is not None:
+            self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
+            return
+        stream = method.signature.stream
+        if (stream is not None) is not bool(frame.flags & _STREAM):
+            what = "no argument is a stream" if stream is None else f"argument `{stream.name}` is a stream"
+            self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {what}")
+            return
+        if len(self.open) >= MAX_CALLS_PER_CONNECTION:
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, f"{MAX_CALLS_PER_CONNECTION} calls are open on this connection")
+            return
+        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
+        if method.execution is Execution.INLINE:
+            self._run_inline(method, call_id, payload, is_named, deadline)
+            return
+        call = RunningCall(self, call_id, method, payload, is_named, deadline)
+        if method.signature.streams_result:
+            call.outlet = Outlet(call, self._loop)
+        if stream is not None:
+            inlet = TaskInlet if method.execution is Execution.TASK else WorkerInlet
+            call.inlet = inlet(call, self._loop, stream)
+        verdict = self._server.admission.arrive(self._session, call_id, call)
+        if verdict is Verdict.OVERLOADED:
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.overload_text)
+            return
+        self.open[call_id] = call
+        if time_left is not None:
+            call.timer = self._loop.call_later(time_left, self._expire, call)
+        if verdict is Verdict.RUN:
+            self.start(call)
+
+    def start(self, call: RunningCall) -> None:
+        """Run a call that has its slot."""
+        if call.deadline.has_passed():  # the loop was busy, and its timer is late
+            self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
+            return
+        call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline)
+        try:
+            invocation = bind(call.method, call.payload, call.is_named, call.context, call.inlet)
+        except InvalidArgumentError as error:
+            self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
+            return
+        call.payload = b""
+        if call.method.execution is Execution.TASK:
+            run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
+            call.task = self._loop.create_task(run)
+            call.task.add_done_callback(partial(self._task_done, call))
+            return
+        try:
+            self._server.workers.submit(partial(self._run_in_worker, call, invocation))
+        except RuntimeError as error:
+            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
+            self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
+
+    def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
+        """Answer a call that has its slot and will not run."""
+        self._end(call)
+        self._server.release_slot_soon()
+        self.fail(call.call_id, code, message)
+
+    def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
+        """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
+        context = Context(self._session.peer, method.name, call_id, deadline) if method.context_name else None
+        try:
+            invocation = bind(method, payload, is_named, context)
+        except InvalidArgumentError as error:
+            self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
+            return
+        try:
+            result = invocation.run()
+        except KeyboardInterrupt:
+            raise  # somebody at the terminal ends the program
+        except BaseException as error:
+            self._answer_failure(method, call_id, error)
+        else:
+            self._answer(method, call_id, result)
+
+    def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
+        """Run a `def` handler; in a worker thread."""
+        result: Any = None
+        failure: BaseException | None = None
+        if call.deadline.has_passed():
+            failure = DeadlineExceededError(f"deadline of {call.method.name} passed")
+        elif not call.is_ended:
+            try:
+                if call.outlet is None:
+                    result = invocation.run()
+                else:
+                    send_all_from_thread(invocation, call.outlet)
+            except BaseException as error:  # SystemExit in a handler must not end a worker silently
+                failure = error
+        try:
+            self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
+        except RuntimeError:
+            return  # the loop is closed: the grace time is over and nobody waits
+
+    def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        self._finish(call, result, failure)
+        self._server.release_slot()
+
+    def _task_done(self, call: RunningCall, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._finish(call, None, asyncio.CancelledError())
+        else:
+            failure = task.exception()
+            self._finish(call, None if failure else task.result(), failure)
+        self._server.release_slot()
+
+    def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        if call.is_ended:
+            if failure is not None and not isinstance(failure, _ENDED):
+                # Nobody waits for the answer any more; the log is where a service that always fails late is seen.
+                describe_failure(self._server.service.name, call.method, failure, self._session.peer, call.call_id)
+            return
+        self._end(call)
+        if isinstance(failure, DeadlineExceededError) and call.deadline.has_passed():
+            self.fail(call.call_id, ErrorCode.DEADLINE, str(failure))  # the handler saw it before our timer did
+        elif failure is not None and call.inlet is not None and failure is call.inlet.failure:
+            self.fail(call.call_id, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {failure}")
+        elif failure is not None:
+            self._answer_failure(call.method, call.call_id, failure)
+        elif call.outlet is not None:
+            self._server.count_answer(call.method.name)
+            self._protocol.end(call.call_id)
+        else:
+            self._answer(call.method, call.call_id, result)
+        self._session.flush_soon()
+
+    def push_item(self, call: RunningCall, frame: bytearray) -> None:
+        """Queue an item of a call's result."""
+        if not call.is_ended:
+            self._protocol.item(call.call_id, frame)
+            self._session.note_queued(len(frame))
+            self._session.flush_soon()
+
+    def item_taken(self, call: RunningCall, size: int) -> None:
+        """Note that a handler took an item of its argument, for which its caller may send more."""
+        if not call.is_ended and self._protocol.taken(call.call_id, size):
+            self._session.flush_soon()
+
+    def _answer(self, method: Method, call_id: int, result: Any) -> None:
+        try:
+            reply = encode_reply(call_id, result, self._protocol.max_reply_size)
+        except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
+            self._answer_failure(method, call_id, error)
+            return
+        self._server.count_answer(method.name)
+        self._protocol.reply(call_id, reply)
+        self._session.note_queued(len(reply))
+
+    def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
+            return
+        refusal = describe_failure(self._server.service.name, method, error, self._session.peer, call_id)
+        self.fail(call_id, refusal.code, refusal.message, refusal.name)
+
+    def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
+        """Answer a call with an error."""
+        self._server.count_failure()
+        self._session.note_queued(self._protocol.fail(call_id, code, name, message))
+        self._session.flush_soon()
+
+    def displace(self, call: RunningCall) -> None:
+        """Answer a waiting call whose place was given to another peer."""
+        self._server.counts.overloaded += 1
+        self._end(call)
+        self.fail(call.call_id, ErrorCode.OVERLOADED, self._server.overload_text)
+
+    def _expire(self, call: RunningCall) -> None:
+        """The caller's deadline has passed: free it now, and tell the handler."""
+        self._abort(call, ErrorCode.DEADLINE, DeadlineExceededError(f"deadline of {call.method.name} passed"))
+
+    def cancel(self, call_id: int) -> None:
+        """Take a CANCEL."""
+        call = self.open.get(call_id)
+        if call is not None:
+            self._server.counts.cancelled += 1
+            self._abort(call, ErrorCode.CANCELLED, None)
+
+    def _abort(self, call: RunningCall, code: str, reason: CallError | None) -> None:
+        self._end(call)
+        self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
+        self._stop(call, reason)
+
+    def _stop(self, call: RunningCall, reason: CallError | None) -> None:
+        """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""
+        if self._server.admission.withdraw(self._session, call.call_id) is not None:
+            return
+        if call.context is not None:
+            call.context.end(reason)
+        for gate in (call.inlet, call.outlet):
+            if gate is not None:
+                gate.end(reason or CallCancelledError(f"{call.method.name} was cancelled"))
+        if call.task is not None:
+            call.task.cancel()
+
+    def _end(self, call: RunningCall) -> None:
+        """Take a call off the books: from here on nothing it does is answered."""
+        call.is_ended = True
+        self.open.pop(call.call_id, None)
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
+
+    def on_stream(self, frame: Frame) -> None:
+        """Take an item, the end of an argument, or credit for a result."""
+        call = self.open.get(frame.call_id)
+        if call is None:
+            return
+        if frame.kind == _CREDIT:
+            try:
+                if call.outlet is None:
+                    raise RemoteProtocolError(f"credit for call {frame.call_id}, whose result is no stream")
+                call.outlet.grant(decode_credit(frame.payload))
+            except RemoteProtocolError as error:
+                self._session.violate(error)
+        elif call.inlet is not None:
+            if frame.kind == _ITEM:
+                call.inlet.deliver(frame.payload)
+            else:
+                call.inlet.complete()
+
+    def hold_streams(self) -> None:
+        """Let the streams of results pause or go on, as the session says."""
+        for call in self.open.values():
+            if call.outlet is not None:
+                call.outlet.hold(self._session.is_held)
+
+    def abort_all(self, reason: str) -> None:
+        """Answer every open call with an error and tell its handler to end."""
+        for call in list(self.open.values()):
+            code = ErrorCode.NOT_RUN if call.context is None else ErrorCode.UNAVAILABLE
+            self._abort(call, code, CallError(reason))
+        self._session.flush()
+
+    def forget_all(self) -> None:
+        """Cancel everything: the connection is gone, and nobody waits for an answer."""
+        for call in list(self.open.values()):
+            self._end(call)
+            self._stop(call, None)
+        self._server.admission.withdraw_all(self._session)

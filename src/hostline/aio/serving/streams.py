@@ -1,0 +1,200 @@
+"""The streams of one call at the server.
+
+Items of its result go out as fast as its caller takes them; items of an argument wait until the handler takes them. A
+handler runs on the loop or in a worker thread; each of the two classes here serves both, so that its waiting is
+done under a lock. The credit is counted by protocol/flow.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hostline.errors import CallError, InvalidArgumentError, InvalidResultError
+from hostline.limits import ITEMS_PER_TURN
+from hostline.protocol.flow import Allowance
+from hostline.wire.codec import decode_result, encode_item
+from hostline.wire.frame import HEADER_SIZE
+from hostline.wire.schema import Parameter
+
+if TYPE_CHECKING:
+    from hostline.aio.serving.running import RunningCall
+
+__all__ = ["Inlet", "Outlet", "TaskInlet", "WorkerInlet"]
+
+
+class _Gate:
+    """Let one handler wait, on the loop or in a thread, until something changed or the call has ended."""
+
+    def __init__(self, call: RunningCall, loop: asyncio.AbstractEventLoop) -> None:
+        self.call = call
+        self.loop = loop
+        self.changed = threading.Condition()
+        self.reason: CallError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def end(self, reason: CallError | None) -> None:
+        """Let nobody wait any more: the call is over."""
+        with self.changed:
+            self.reason = reason or CallError(f"{self.call.method.name} is over")
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake whoever waits; on the loop."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        with self.changed:
+            self.changed.notify_all()
+
+    def call_soon(self, function: Callable[..., None], *args: Any) -> None:
+        """Have the loop call a function, from a worker thread."""
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            pass  # the loop is closed: the grace time is over and nobody waits
+
+    async def wait(self) -> None:
+        """Wait on the loop for the next change."""
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+class Outlet(_Gate):
+    """Send the items of a result."""
+
+    def __init__(self, call: RunningCall, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(call, loop)
+        self.allowance = Allowance()
+        self._is_held = False
+        self._count = 0
+
+    def grant(self, amount: int) -> None:
+        """Take credit from the caller.
+
+        Raises:
+            RemoteProtocolError: It is more than anybody may grant.
+        """
+        with self.changed:
+            self.allowance.grant(amount)
+        self.wake()
+
+    def hold(self, is_held: bool) -> None:
+        """Send nothing while the caller leaves what it has unread, whatever credit it grants."""
+        self._is_held = is_held
+        if not is_held:
+            self.wake()
+
+    async def send(self, item: Any) -> None:
+        """Send one item, once there is credit; on the loop."""
+        frame = self._encode(item)
+        while not self._may_send():
+            await self.wait()
+        self._pay(frame)
+        self.call.calls.push_item(self.call, frame)
+        self._count += 1
+        if self._count % ITEMS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+    def send_from_thread(self, item: Any) -> None:
+        """Send one item, once there is credit; in a worker thread.
+
+        Raises:
+            CallError: The call is over.
+        """
+        frame = self._encode(item)
+        with self.changed:
+            while not self._may_send() and self.reason is None:
+                self.changed.wait()
+            if self.reason is not None:
+                raise self.reason
+            self._pay(frame)
+        self.call_soon(self.call.calls.push_item, self.call, frame)
+
+    def _may_send(self) -> bool:
+        return self.allowance.may_send and not self._is_held
+
+    def _pay(self, frame: bytearray) -> None:
+        self.allowance.take(len(frame) - HEADER_SIZE)
+
+    def _encode(self, item: Any) -> bytearray:
+        return encode_item(self.call.call_id, item, self.call.calls.max_reply_size, InvalidResultError)
+
+
+class Inlet(_Gate):
+    """Keep the items of an argument until the handler takes them; see the two classes below.
+
+    Attributes:
+        failure: What was raised to the handler for an item of the wrong type, or None.
+    """
+
+    def __init__(self, call: RunningCall, loop: asyncio.AbstractEventLoop, parameter: Parameter) -> None:
+        super().__init__(call, loop)
+        self.failure: InvalidArgumentError | None = None
+        self._parameter = parameter
+        self._payloads: deque[bytes] = deque()
+        self._count = 0
+        self._is_complete = False
+
+    def deliver(self, payload: bytes) -> None:
+        """Take an item that has arrived."""
+        with self.changed:
+            self._payloads.append(payload)
+        self.wake()
+
+    def complete(self) -> None:
+        """Note that the caller has sent all."""
+        with self.changed:
+            self._is_complete = True
+        self.wake()
+
+    def _decode(self, payload: bytes) -> Any:
+        self._count += 1
+        try:
+            return decode_result(payload, self._parameter.annotation)
+        except InvalidResultError as error:
+            text = str(error).removeprefix("result ")
+            self.failure = InvalidArgumentError(f"argument `{self._parameter.name}`: item {self._count} {text}")
+            raise self.failure from error
+
+
+class TaskInlet(Inlet):
+    """Iterate an argument's items with `async for`."""
+
+    def __aiter__(self) -> TaskInlet:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._payloads:
+            if self._is_complete:
+                raise StopAsyncIteration
+            if self.reason is not None:
+                raise self.reason
+            await self.wait()
+        payload = self._payloads.popleft()
+        self.call.calls.item_taken(self.call, len(payload))
+        return self._decode(payload)
+
+
+class WorkerInlet(Inlet):
+    """Iterate an argument's items with `for`, in a worker thread."""
+
+    def __iter__(self) -> WorkerInlet:
+        return self
+
+    def __next__(self) -> Any:
+        with self.changed:
+            while not self._payloads:
+                if self._is_complete:
+                    raise StopIteration
+                if self.reason is not None:
+                    raise self.reason
+                self.changed.wait()
+            payload = self._payloads.popleft()
+        self.call_soon(self.call.calls.item_taken, self.call, len(payload))
+        return self._decode(payload)
