@@ -19,6 +19,7 @@ from hostline.protocol.connection import ClientConnection
 from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.calling import (
     BrokenCallError,
+    ExpiredError,
     LineSettings,
     deadline_error,
     farewell_error,
@@ -128,9 +129,13 @@ class Caller:
 
         Raises:
             BrokenCallError: The connection ended before the call was sent.
+            ExpiredError: The server read nothing until the deadline.
         """
-        while self._outgoing.size > HIGH_WATER:
-            await self.room()
+        try:
+            async with asyncio.timeout(None if deadline.is_never else deadline.remaining()):
+                await self.room()
+        except TimeoutError:
+            raise ExpiredError from None
         if not self.is_usable:
             raise BrokenCallError("the server closed the connection", was_sent=False)
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items)
@@ -227,7 +232,7 @@ class Caller:
         """After the server's farewell: end the calls it rules out, and close when the rest is answered."""
         for call_id, ticket in list(self.protocol.in_flight.items()):
             if self.protocol.was_not_run(call_id):
-                del self.protocol.in_flight[call_id]
+                self.protocol.forget(call_id)
                 if not ticket.done():
                     ticket.set_exception(BrokenCallError("the server is leaving", was_sent=True, is_ruled_out=True))
         if not self.protocol.in_flight:

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from hostline.aio.caller import Caller
-from hostline.errors import ClosedError
+from hostline.errors import CallCancelledError, ClosedError
 from hostline.limits import ITEMS_PER_TURN
-from hostline.rpc.calling import BrokenCallError, StreamCall, deadline_error, read_answer, read_item
+from hostline.rpc.calling import BrokenCallError, ExpiredError, StreamCall, deadline_error, read_answer, read_item
 from hostline.wire.frame import Frame, Kind
 
 __all__ = ["Stream"]
@@ -58,6 +58,8 @@ class _Ticket:
 
     async def wait_for_frame(self) -> None:
         """Wait until a frame has come or the call has failed."""
+        if self._frame_came is not None and not self._frame_came.done():
+            raise RuntimeError("one stream is iterated by one task at a time")
         self._frame_came = asyncio.get_running_loop().create_future()
         await self._frame_came
 
@@ -84,6 +86,7 @@ class Stream(Generic[T]):
         self._begin = begin
         self._is_closed = is_closed
         self._ticket = _Ticket()
+        self._loop: asyncio.AbstractEventLoop | None = None  # once the call has begun
         self._caller: Caller | None = None
         self._call_id = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -99,7 +102,11 @@ class Stream(Generic[T]):
             raise StopAsyncIteration
         frame = await self._next_frame()
         if frame.kind == _ITEM:
-            item: T = read_item(frame, self._call.returns)
+            try:
+                item: T = read_item(frame, self._call.returns)
+            except BaseException:
+                self._finish()
+                raise
             return item
         self._finish()
         if frame.kind != _END:
@@ -128,8 +135,15 @@ class Stream(Generic[T]):
         await self.aclose()
 
     def __del__(self) -> None:
-        if self._caller is not None and not self._ticket.is_over:
-            self._finish()
+        # Called wherever the collector happens to run: in another thread, or in the middle of a write on this very
+        # connection. So the loop does it, when it gets to it.
+        if self._loop is not None and not self._ticket.is_over:
+            try:
+                self._loop.call_soon_threadsafe(
+                    _let_go, self._ticket, self._caller, self._call_id, self._timer, self._sender
+                )
+            except RuntimeError:
+                pass  # the loop is closed, and the connection with it
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -143,10 +157,8 @@ class Stream(Generic[T]):
                 if ticket.failure is not None:
                     raise ticket.failure
                 await ticket.wait_for_frame()
-        except TimeoutError as error:
+        except ExpiredError:
             self._finish()
-            if error is not ticket.failure or type(error) is not TimeoutError:
-                raise  # of the connect, or of the argument's iterator: it says itself what took too long
             raise deadline_error(call.method, call.seconds) from None
         except BrokenCallError as error:
             self._finish()
@@ -162,7 +174,9 @@ class Stream(Generic[T]):
         return frame
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
+        if self._loop is not None:
+            raise RuntimeError(f"{self._call.method}: one stream is iterated by one task at a time")
+        self._loop = loop = asyncio.get_running_loop()
         deadline = self._call.deadline
         self._caller, self._call_id, items = await self._begin(self._ticket)
         if not deadline.is_never:
@@ -172,13 +186,23 @@ class Stream(Generic[T]):
 
     def _finish(self) -> None:
         """Let go of everything; a call that has not ended is cancelled."""
-        self._ticket.is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._sender is not None:
-            self._sender.cancel()
-        if self._caller is not None:
-            self._caller.drop(self._call_id)
+        _let_go(self._ticket, self._caller, self._call_id, self._timer, self._sender)
+
+
+def _let_go(
+    ticket: _Ticket,
+    caller: Caller | None,
+    call_id: int,
+    timer: asyncio.TimerHandle | None,
+    sender: asyncio.Task[None] | None,
+) -> None:
+    ticket.is_over = True
+    if timer is not None:
+        timer.cancel()
+    if sender is not None:
+        sender.cancel()
+    if caller is not None:
+        caller.drop(call_id)
 
 
 async def _send_items(ticket: _Ticket, caller: Caller, call_id: int, items: AsyncIterable[Any] | Iterable[Any]) -> None:
@@ -198,6 +222,10 @@ async def _send_items(ticket: _Ticket, caller: Caller, call_id: int, items: Asyn
                     return
                 await asyncio.sleep(0)  # it may take its time, and nothing else ran meanwhile
         caller.end_items(call_id)
+    except asyncio.CancelledError:
+        if not ticket.is_over:  # not by us: the caller's own iterator was cancelled
+            ticket.set_exception(CallCancelledError("the iterator of the argument was cancelled"))
+        raise
     except Exception as error:  # of the caller's own iterator, or an item that cannot be sent
         ticket.set_exception(error)
     finally:
@@ -221,7 +249,7 @@ async def _send_item(ticket: _Ticket, caller: Caller, call_id: int, item: Any) -
 
 
 def _expire(ticket: _Ticket) -> None:
-    ticket.set_exception(TimeoutError())
+    ticket.set_exception(ExpiredError())
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -363,6 +363,11 @@ class ClientConnection(_Connection):
         self._cancelled.add(call_id)
         return encode_frame(Kind.CANCEL, call_id) if "cancel" in self._features else b""
 
+    def forget(self, call_id: int) -> None:
+        """Take a call off the books that the server's farewell rules out: no answer comes for it."""
+        self.in_flight.pop(call_id, None)
+        self._forget_streams(call_id)
+
     def was_not_run(self, call_id: int) -> bool:
         """Say whether the server's farewell rules this call out."""
         return self.farewell is not None and call_id > self.farewell.last_call_id

@@ -54,6 +54,7 @@ from hostline.wire.frame import Frame, Kind
 
 __all__ = [
     "BrokenCallError",
+    "ExpiredError",
     "LineSettings",
     "Repeats",
     "StreamCall",
@@ -136,6 +137,10 @@ class LineSettings:
         """
         seconds = self.timeout if timeout is None else timeout
         return seconds, Deadline.after(seconds)
+
+
+class ExpiredError(TimeoutError):
+    """Say, inside the faces, that a call's own deadline passed; callers see `DeadlineExceededError`."""
 
 
 class BrokenCallError(HostlineError):

@@ -153,10 +153,13 @@ class Caller:
 
         While the socket has no room, what comes is read: the server may be waiting for just that.
         """
+        fd = self._sock.fileno()
+        if self._is_cut_off or fd < 0:
+            raise BrokenCallError("the connection was cut off", was_sent=True)
         answers: list[Answer] = []
         rest = memoryview(data)
         poll = select.poll()
-        poll.register(self._sock.fileno(), select.POLLIN | select.POLLOUT)
+        poll.register(fd, select.POLLIN | select.POLLOUT)
         try:
             while True:
                 ready = poll.poll(poll_milliseconds(deadline.remaining()))
@@ -169,10 +172,13 @@ class Caller:
                 rest = rest[self._send_some(rest) :]
                 if not rest:
                     return answers
-        except BaseException:
-            self._is_cut_off = True  # perhaps in the middle of a frame
+        except (BrokenCallError, TimeoutError):
+            self._is_cut_off = True  # perhaps in the middle of a frame: nothing more is sent here
             if answers:
                 return answers
+            raise
+        except BaseException:
+            self._is_cut_off = True
             raise
 
     def _send_some(self, data: memoryview) -> int:
@@ -248,10 +254,13 @@ class Caller:
         return answers
 
     def _send_best(self, data: bytes) -> None:
+        """Send something small if there is room for it at once; otherwise the close that follows tells the server."""
         try:
-            self._sock.send(data, _SEND_FLAGS)
+            if self._sock.send(data, _SEND_FLAGS) == len(data):
+                return
         except OSError:
-            pass  # the close that follows tells the server as well
+            pass
+        self._is_cut_off = True
 
     def interrupt(self) -> None:
         """Wake whoever waits on this connection, from another thread."""

@@ -207,7 +207,8 @@ class Line:
         return self._stream(StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline), True)
 
     def _stream(self, call: StreamCall, is_stream: bool) -> Stream[Any]:
-        return Stream(call, partial(self._begin, call, is_stream), self._pool.release, lambda: self._is_closed)
+        pool = self._pool
+        return Stream(call, partial(self._begin, call, is_stream), pool.release, pool.abandon, lambda: self._is_closed)
 
     def _begin(self, call: StreamCall, is_stream: bool, loan: Loan) -> tuple[Caller, int, Any]:
         """Send a call with streams; returns where, under which id, and what is to be sent for its argument."""
@@ -226,6 +227,8 @@ class Line:
                 )
             except BrokenCallError as error:
                 self._pool.release(loan)
+                if self._is_closed:
+                    raise ClosedError(f"{call.method}: the line was closed") from error
                 repeats.broke(error, connection.protocol)
 
     # --- the pool --------------------------------------------------------------------------------------

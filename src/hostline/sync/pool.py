@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Final
 
 from hostline.clock import monotonic
 from hostline.errors import ClosedError
@@ -20,6 +21,9 @@ from hostline.protocol.pooling import Pool, PoolSettings
 from hostline.sync.caller import Caller
 
 __all__ = ["Loan", "SharedPool"]
+
+# Seconds between looks of a thread in the line whether a connection was abandoned, which wakes nobody.
+_ABANDONED_CHECK: Final = 0.25
 
 
 class Loan:
@@ -48,6 +52,7 @@ class SharedPool:
         self._open: set[Caller] = set()
         self._opening: set[Loan] = set()
         self._line: deque[Loan] = deque()
+        self._abandoned: deque[Loan] = deque()
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -81,6 +86,8 @@ class SharedPool:
             ClosedError: The pool was closed.
         """
         expired: list[Caller] = []
+        if self._abandoned:
+            self._take_abandoned()
         with self._lock:
             try:
                 if self._is_closed:
@@ -161,6 +168,7 @@ class SharedPool:
 
     def close(self) -> None:
         """Close the idle connections, interrupt the busy ones and send away whoever waits. Safe to repeat."""
+        self._take_abandoned()
         with self._lock:
             self._is_closed = True
             idle = self._pool.drain()
@@ -179,6 +187,20 @@ class SharedPool:
         for connection in self._open:
             connection.close()
 
+    def abandon(self, loan: Loan) -> None:
+        """Leave a loan to whoever comes next: takes no lock, for the garbage collector calls this at any place."""
+        self._abandoned.append(loan)
+        if self._is_closed and loan.connection is not None:
+            loan.connection.close()  # nobody comes next
+
+    def _take_abandoned(self) -> None:
+        while True:
+            try:
+                loan = self._abandoned.popleft()
+            except IndexError:
+                return
+            self.release(loan)
+
     def _join(self, loan: Loan) -> None:
         wake = threading.Lock()
         wake.acquire()
@@ -186,7 +208,9 @@ class SharedPool:
         self._line.append(loan)
 
     def _wait(self, loan: Loan, wake: threading.Lock, seconds: float) -> None:
-        wake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+        ends = monotonic() + seconds
+        while not wake.acquire(timeout=max(0.0, min(ends - monotonic(), _ABANDONED_CHECK))) and monotonic() < ends:
+            self._take_abandoned()
         with self._lock:
             if loan.connection is not None or loan in self._opening:
                 return

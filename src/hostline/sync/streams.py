@@ -6,6 +6,7 @@ credit is counted by protocol/flow.py, so that neither side keeps more than a wi
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -25,6 +26,7 @@ T = TypeVar("T")
 _ITEM: Final = int(Kind.ITEM)
 _END: Final = int(Kind.END)
 _CREDIT: Final = int(Kind.CREDIT)
+_NONE_LEFT: Final = object()
 
 
 class Stream(Generic[T]):
@@ -40,11 +42,13 @@ class Stream(Generic[T]):
         call: StreamCall,
         begin: Callable[[Loan], tuple[Caller, int, Any]],
         release: Callable[[Loan], None],
+        abandon: Callable[[Loan], None],
         is_closed: Callable[[], bool],
     ) -> None:
         self._call = call
         self._begin = begin
         self._release = release
+        self._abandon = abandon
         self._is_closed = is_closed
         self._loan = Loan()
         self._caller: Caller | None = None
@@ -52,6 +56,8 @@ class Stream(Generic[T]):
         self._given: Any = None  # the argument that is a stream, and
         self._items: Iterator[Any] | None = None  # its items, until all of them are sent or none is wanted any more
         self._frames: deque[Frame] = deque()
+        self._own_failure: TimeoutError | None = None  # of the argument's iterator
+        self._pid = os.getpid()
         self._is_answered = False
         self._is_over = False
 
@@ -65,7 +71,11 @@ class Stream(Generic[T]):
             raise StopIteration
         frame = self._next_frame()
         if frame.kind == _ITEM:
-            item: T = read_item(frame, self._call.returns)
+            try:
+                item: T = read_item(frame, self._call.returns)
+            except BaseException:
+                self._finish()
+                raise
             return item
         self._finish()
         if frame.kind != _END:
@@ -92,8 +102,11 @@ class Stream(Generic[T]):
         self.close()
 
     def __del__(self) -> None:
-        if self._caller is not None:
-            self._finish()
+        # Called wherever the collector happens to run, perhaps while this very thread holds the pool's lock.
+        if not self._is_over:
+            if self._caller is not None and self._pid == os.getpid():
+                self._caller.interrupt()  # so that the handler is told at once
+            self._abandon(self._loan)
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -117,8 +130,8 @@ class Stream(Generic[T]):
             return frame
         except TimeoutError as error:
             self._finish()
-            if type(error) is not TimeoutError:
-                raise  # the connect said why
+            if type(error) is not TimeoutError or error is self._own_failure:
+                raise  # the connect, or the argument's iterator, says itself what took too long
             raise deadline_error(call.method, call.seconds) from None
         except BrokenCallError as error:
             self._finish()
@@ -143,7 +156,12 @@ class Stream(Generic[T]):
 
     def _next_item(self, caller: Caller) -> bytes | bytearray:
         """Return the frame of the argument's next item, or of its end."""
-        for item in self._items or ():
+        try:
+            item = next(self._items or iter(()), _NONE_LEFT)
+        except TimeoutError as error:
+            self._own_failure = error
+            raise
+        if item is not _NONE_LEFT:
             return caller.protocol.item(self._call_id, item)
         self._items = None
         return caller.protocol.end(self._call_id)

@@ -70,14 +70,15 @@ class Calls:
 
     # --- frames ------------------------------------------------------------------------------------------
 
-    def is_full(self, frame: Frame) -> bool:
-        """Whether the peer has as many calls open as it may.
+    def is_full(self) -> bool:
+        """Whether the peer has as many calls open as it may, and nothing more is read from it until one has ended.
 
-        While one of them waits for items, reading must go on: a call too many is answered at once then.
+        While one of them has a stream, reading must go on, for the items and the credit that it waits for; a call too
+        many is answered at once then.
         """
         if len(self.open) < MAX_CALLS_PER_CONNECTION:
             return False
-        return not any(call.inlet is not None for call in self.open.values())
+        return not any(call.inlet is not None or call.outlet is not None for call in self.open.values())
 
     def arrive(self, frame: Frame) -> None:
         """Take a CALL: answer it, run it, or let it wait."""
@@ -208,7 +209,7 @@ class Calls:
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         if call.is_ended:
-            if failure is not None and not isinstance(failure, _ENDED):
+            if failure is not None and not isinstance(failure, _ENDED) and not call.was_told(failure):
                 # Nobody waits for the answer any more; the log is where a service that always fails late is seen.
                 describe_failure(self._server.service.name, call.method, failure, self._session.peer, call.call_id)
             return

@@ -82,3 +82,7 @@ class RunningCall:
         self.is_ended = False
         self.inlet: Inlet | None = None  # of the argument that is a stream
         self.outlet: Outlet | None = None  # of a result that is one
+
+    def was_told(self, failure: BaseException) -> bool:
+        """Say whether a failure is what a stream raised to tell the handler that its call is over."""
+        return any(gate is not None and failure is gate.reason for gate in (self.inlet, self.outlet))

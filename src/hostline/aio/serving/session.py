@@ -24,7 +24,6 @@ from hostline.limits import (
     HANDSHAKE_TIMEOUT,
     HIGH_WATER,
     LOW_WATER,
-    MAX_CALLS_PER_CONNECTION,
     READ_SIZE,
     SLOW_READER_TIMEOUT,
 )
@@ -183,7 +182,7 @@ class Session:
         """
         for index, frame in enumerate(frames):
             kind = frame.kind
-            if (kind == _CALL and self._calls.is_full(frame)) or self._outgoing.size + self._unflushed > HIGH_WATER:
+            if (kind == _CALL and self._calls.is_full()) or self._outgoing.size + self._unflushed > HIGH_WATER:
                 self._kept = frames[index:]
                 self._pause()
                 return
@@ -218,7 +217,7 @@ class Session:
         """Read on, if there is room again and the events already read are taken."""
         if not self._is_paused or self._is_closed or self._turn is not None:
             return
-        if len(self._calls.open) >= MAX_CALLS_PER_CONNECTION or self._outgoing.size > LOW_WATER:
+        if self._outgoing.size > LOW_WATER or self._calls.is_full():
             return
         self._is_paused = False
         if self._check_timer is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hostline.errors import CallError, InvalidArgumentError, InvalidResultError
-from hostline.limits import ITEMS_PER_TURN
+from hostline.limits import ITEMS_PER_TURN, LOW_WATER
 from hostline.protocol.flow import Allowance
 from hostline.wire.codec import decode_result, encode_item
 from hostline.wire.frame import HEADER_SIZE
@@ -57,7 +57,13 @@ class _Gate:
             pass  # the loop is closed: the grace time is over and nobody waits
 
     async def wait(self) -> None:
-        """Wait on the loop for the next change."""
+        """Wait on the loop for the next change.
+
+        Raises:
+            RuntimeError: Another task waits already.
+        """
+        if self._waiter is not None:
+            raise RuntimeError(f"{self.call.method.name}: one stream is iterated by one task at a time")
         self._waiter = self.loop.create_future()
         try:
             await self._waiter
@@ -73,6 +79,7 @@ class Outlet(_Gate):
         self.allowance = Allowance()
         self._is_held = False
         self._count = 0
+        self._handed_over = 0  # bytes of a worker's items that the loop has not taken yet
 
     def grant(self, amount: int) -> None:
         """Take credit from the caller.
@@ -93,8 +100,10 @@ class Outlet(_Gate):
     async def send(self, item: Any) -> None:
         """Send one item, once there is credit; on the loop."""
         frame = self._encode(item)
-        while not self._may_send():
+        while not self._may_send() and self.reason is None:
             await self.wait()
+        if self.reason is not None:
+            raise self.reason
         self._pay(frame)
         self.call.calls.push_item(self.call, frame)
         self._count += 1
@@ -114,10 +123,21 @@ class Outlet(_Gate):
             if self.reason is not None:
                 raise self.reason
             self._pay(frame)
-        self.call_soon(self.call.calls.push_item, self.call, frame)
+            self._handed_over += len(frame)
+        self.call_soon(self._push, frame)
+
+    def _push(self, frame: bytearray) -> None:
+        """Queue what a worker thread handed over; on the loop."""
+        self.call.calls.push_item(self.call, frame)
+        with self.changed:
+            was_full = self._handed_over >= LOW_WATER
+            self._handed_over -= len(frame)
+        if was_full and self._handed_over < LOW_WATER:
+            self.wake()
 
     def _may_send(self) -> bool:
-        return self.allowance.may_send and not self._is_held
+        # Whatever credit there is, a thread is held back before it runs far ahead of the loop.
+        return self.allowance.may_send and not self._is_held and self._handed_over < LOW_WATER
 
     def _pay(self, frame: bytearray) -> None:
         self.allowance.take(len(frame) - HEADER_SIZE)
@@ -170,12 +190,12 @@ class TaskInlet(Inlet):
         return self
 
     async def __anext__(self) -> Any:
-        while not self._payloads:
+        while self.reason is None and not self._payloads:
             if self._is_complete:
                 raise StopAsyncIteration
-            if self.reason is not None:
-                raise self.reason
             await self.wait()
+        if self.reason is not None:
+            raise self.reason
         payload = self._payloads.popleft()
         self.call.calls.item_taken(self.call, len(payload))
         return self._decode(payload)
@@ -189,12 +209,12 @@ class WorkerInlet(Inlet):
 
     def __next__(self) -> Any:
         with self.changed:
-            while not self._payloads:
+            while self.reason is None and not self._payloads:
                 if self._is_complete:
                     raise StopIteration
-                if self.reason is not None:
-                    raise self.reason
                 self.changed.wait()
+            if self.reason is not None:
+                raise self.reason
             payload = self._payloads.popleft()
         self.call_soon(self.call.calls.item_taken, self.call, len(payload))
         return self._decode(payload)
