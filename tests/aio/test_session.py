@@ -188,7 +188,7 @@ def test_each_frame_has_the_time_for_itself(address: str, loop: str) -> None:
 def test_a_frame_that_we_ourselves_do_not_read_on_is_not_held_against_its_sender(
     address: str, loop: str, gate: threading.Event, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hostline.aio.serving.session.MAX_CALLS_PER_CONNECTION", 4)
+    monkeypatch.setattr("hostline.aio.serving.calls.MAX_CALLS_PER_CONNECTION", 4)
     with ServerThread(held_service(journal, gate), address, loop=loop) as server, RawClient(address) as client:
         large = "x" * 200_000  # more than one read takes, so that the last frame stays begun
         for number in range(1, 5):
