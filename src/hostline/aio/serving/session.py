@@ -123,11 +123,6 @@ class Session:
         """Answer every open call with an error and tell its handler to end."""
         self._calls.abort_all(reason)
 
-    @property
-    def call_count(self) -> int:
-        """Calls that run or wait."""
-        return len(self._calls.open)
-
     # --- reading -------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
