@@ -34,7 +34,7 @@ from hostline.errors import (
     SocketTimeoutError,
     TruncatedError,
 )
-from hostline.protocol.messages import HEADER, HELLO, MAGIC, VERSION
+from hostline.protocol.channels.messages import HEADER, HELLO, MAGIC, VERSION
 from hostline.unix.credentials import Peers
 from tests.faces import Face, connected, face_names, make_face, soon
 from tests.leaks import open_descriptors

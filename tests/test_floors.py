@@ -170,7 +170,7 @@ PLANTED = {
     "up, inside a function": ("unix/sockets.py", "def connect():\n    from hostline.sync import client"),
     "up, by a string": ("unix/sockets.py", 'import importlib\nimportlib.import_module("hostline.sync")'),
     "sideways between faces": ("aio/client.py", "from hostline.sync.client import Client"),
-    "sideways on floor 1": ("wire/frame.py", "from hostline.unix.descriptors import Fd"),
+    "sideways on floor 1": ("wire/frame.py", "from hostline.unix.passing.descriptors import Fd"),
     "sideways between services": ("demo/orders.py", "from hostline.conformance import probes"),
     "from no floor": ("surprise/module.py", "import hostline.errors"),
     "the command pays for floor 5 at its start": ("cli/main.py", "from hostline.demo import orders"),

@@ -16,7 +16,7 @@ import pytest
 from hostline.errors import ClosedError, DescriptorError, EndOfStream, HostlineError, TruncatedError
 from hostline.sync import sockets as sync_sockets
 from hostline.unix import sockets as primitives
-from hostline.unix.descriptors import close_all
+from hostline.unix.passing.descriptors import close_all
 from tests.faces import Face, face_names, make_face
 from tests.leaks import open_descriptors
 

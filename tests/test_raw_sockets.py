@@ -33,7 +33,7 @@ from hostline.errors import (
 from hostline.sync import sockets as sync_sockets
 from hostline.unix.address import AbstractAddress, PathAddress
 from hostline.unix.credentials import Peer, Peers
-from hostline.unix.descriptors import Fd, close_all
+from hostline.unix.passing.descriptors import Fd, close_all
 from tests.faces import Face, connected, every_millisecond, face_names, make_face, soon
 
 CONNECTED = ("stream", "seqpacket")

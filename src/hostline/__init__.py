@@ -17,7 +17,7 @@ from hostline.sync.sockets import Connection, Listener, connect_socket, listen, 
 from hostline.sync.streams import Stream
 from hostline.unix.address import unique_path
 from hostline.unix.credentials import Peer, Peers
-from hostline.unix.descriptors import Fd
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = [
     "Channel",

@@ -20,10 +20,10 @@ from hostline.errors import (
     RemoteProtocolError,
 )
 from hostline.limits import HARD_MAX_MESSAGE_SIZE
-from hostline.protocol.batches import Batch, count_sent
-from hostline.protocol.messages import HEADER, HELLO, MAGIC, VERSION, Message, Messages
-from hostline.protocol.values import plain_bytes, value_reader, without_fds
-from hostline.unix.descriptors import Fd
+from hostline.protocol.channels.batches import Batch, count_sent
+from hostline.protocol.channels.messages import HEADER, HELLO, MAGIC, VERSION, Message, Messages
+from hostline.protocol.channels.values import plain_bytes, value_reader, without_fds
+from hostline.unix.passing.descriptors import Fd
 
 GREETING = HELLO.pack(MAGIC, VERSION, 0, 1 << 20)
 

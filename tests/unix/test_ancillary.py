@@ -18,9 +18,7 @@ from tests.leaks import open_descriptors
 from hostline.errors import DescriptorError, MessageTooLongError, PeerGoneError, TruncatedError
 from hostline.limits import HARD_MAX_FDS
 from hostline.unix.address import AbstractAddress, PathAddress
-from hostline.unix.ancillary import Received, recv_datagram, recv_message, send_message
 from hostline.unix.credentials import Peer
-from hostline.unix.descriptors import Fd, close_all
 from hostline.unix.options import (
     allow_credentials,
     checked_max_fds,
@@ -28,6 +26,8 @@ from hostline.unix.options import (
     forget_options,
     mark_packets,
 )
+from hostline.unix.passing.ancillary import Received, recv_datagram, recv_message, send_message
+from hostline.unix.passing.descriptors import Fd, close_all
 
 TYPES = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
 
@@ -175,7 +175,7 @@ def test_sending_to_a_peer_that_has_gone_is_an_error_and_no_signal() -> None:
     program = """
 import signal, socket
 from hostline.errors import PeerGoneError
-from hostline.unix.ancillary import send_message
+from hostline.unix.passing.ancillary import send_message
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 for fds in ((), (0,)):
     one, other = socket.socketpair()
@@ -350,7 +350,7 @@ def test_a_full_table_is_an_error_of_this_message_only() -> None:
     program = """
 import os, resource, socket
 from hostline.errors import DescriptorError
-from hostline.unix.ancillary import recv_message, send_message
+from hostline.unix.passing.ancillary import recv_message, send_message
 from hostline.unix.options import mark_packets
 for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
     name = "stream" if kind == socket.SOCK_STREAM else "seqpacket"
@@ -398,7 +398,7 @@ def test_too_many_on_their_way_is_an_error_in_words(as_nobody) -> None:  # type:
     program = """
 import resource, socket
 from hostline.errors import DescriptorError
-from hostline.unix.ancillary import send_message
+from hostline.unix.passing.ancillary import send_message
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 one, other = socket.socketpair()
 one.setblocking(False)

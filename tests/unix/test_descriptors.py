@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from hostline.errors import DescriptorError
-from hostline.unix import descriptors
-from hostline.unix.descriptors import Fd, close_all, kind_of
+from hostline.unix.passing import descriptors
+from hostline.unix.passing.descriptors import Fd, close_all, kind_of
 
 
 def is_open(fd: int) -> bool:
@@ -258,6 +258,6 @@ def test_where_the_kernel_has_no_memfds_a_file_is_regular(monkeypatch: pytest.Mo
 
 
 def test_nothing_is_left_at_interpreter_exit() -> None:
-    program = "import os; from hostline.unix.descriptors import Fd; keep = Fd(os.open(os.devnull, os.O_RDONLY))"
+    program = "import os; from hostline.unix.passing.descriptors import Fd; keep = Fd(os.open(os.devnull, os.O_RDONLY))"
     result = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")

@@ -1,7 +1,7 @@
 """Channels for asyncio: whole messages, typed on receipt, with descriptors, deadlines and limits, and no calls.
 
 One task may send while another receives; a second one in the same direction is refused. What travels and what is
-refused is decided in `protocol/messages.py`. The twin of `sync/channel.py`.
+refused is decided in `protocol/channels/messages.py`. The twin of `sync/channel.py`.
 
 One class of many lines, because half of them are overloads and documentation.
 """
@@ -25,15 +25,15 @@ from hostline.errors import (
     TruncatedError,
 )
 from hostline.limits import FRAMES_PER_TURN
-from hostline.protocol.batches import checked_count, count_sent
-from hostline.protocol.messages import Message, Messages
-from hostline.protocol.values import plain_bytes, value_reader, without_fds
+from hostline.protocol.channels.batches import checked_count, count_sent
+from hostline.protocol.channels.messages import Message, Messages
+from hostline.protocol.channels.values import plain_bytes, value_reader, without_fds
 from hostline.unix.address import SocketType
-from hostline.unix.ancillary import send_message
 from hostline.unix.credentials import Peer
-from hostline.unix.descriptors import Fd, HasFileno
 from hostline.unix.options import largest_packet
 from hostline.unix.oserrors import printable, translate
+from hostline.unix.passing.ancillary import send_message
+from hostline.unix.passing.descriptors import Fd, HasFileno
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

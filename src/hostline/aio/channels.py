@@ -15,7 +15,7 @@ from hostline.aio.sockets import Listener, connect_socket, listen, socketpair
 from hostline.clock import Deadline
 from hostline.errors import ClosedError, SocketError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
-from hostline.protocol.messages import Messages
+from hostline.protocol.channels.messages import Messages
 from hostline.unix.address import Address, SocketType
 from hostline.unix.credentials import Peers
 

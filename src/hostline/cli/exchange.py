@@ -23,8 +23,8 @@ from hostline.errors import ClosedError, EndOfStream, HostlineError, PeerGoneErr
 from hostline.limits import READ_SIZE
 from hostline.sync import Connection, Datagrams
 from hostline.unix.address import Address
-from hostline.unix.ancillary import MAX_DATAGRAM_SIZE
-from hostline.unix.descriptors import Fd, close_all
+from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE
+from hostline.unix.passing.descriptors import Fd, close_all
 
 __all__ = ["ConnectionEnd", "DatagramEnd", "End", "Exchange", "Framing"]
 

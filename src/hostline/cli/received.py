@@ -18,7 +18,7 @@ from typing import Self
 
 from hostline.cli.exits import CommandError
 from hostline.cli.terminal import escape
-from hostline.unix.descriptors import Fd
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["CopyTarget", "describe_descriptor"]
 

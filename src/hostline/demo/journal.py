@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from hostline.demo.model import CardDeclined, Charge, Receipt, Refund, UnknownReceipt
-from hostline.unix.descriptors import Fd
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["Journal", "Record", "read_journal"]
 

@@ -20,7 +20,7 @@ from hostline.demo.journal import Journal
 from hostline.errors import ClosedError, HostlineError
 from hostline.sync.connection import Connection
 from hostline.sync.sockets import listen
-from hostline.unix.descriptors import Fd
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["REQUEST", "Counter", "FileFacts", "file_facts"]
 

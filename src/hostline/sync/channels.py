@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from hostline.clock import Deadline
 from hostline.errors import ClosedError, SocketError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
-from hostline.protocol.messages import Messages
+from hostline.protocol.channels.messages import Messages
 from hostline.sync.channel import Channel
 from hostline.sync.sockets import Listener, connect_socket, listen, socketpair
 from hostline.unix.address import Address, SocketType

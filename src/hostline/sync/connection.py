@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar
 from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
 from hostline.limits import READ_SIZE
-from hostline.protocol.batches import Batch, checked_count, count_sent
+from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint
 from hostline.unix.address import SocketType
-from hostline.unix.ancillary import Received, recv_message, send_message, send_packets
 from hostline.unix.credentials import Peer
-from hostline.unix.descriptors import Fd, HasFileno, close_all
 from hostline.unix.oserrors import translate
+from hostline.unix.passing.ancillary import Received, recv_message, send_message, send_packets
+from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

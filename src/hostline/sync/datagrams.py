@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, ClassVar
 from hostline.clock import Deadline
 from hostline.errors import HostlineError, LocalProtocolError
 from hostline.limits import CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST
-from hostline.protocol.batches import Batch, checked_count, count_sent
+from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.protocol.retry import Backoff
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, Wakeup
 from hostline.unix.address import Address, parse_address
-from hostline.unix.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message, send_packets
-from hostline.unix.descriptors import HasFileno
 from hostline.unix.listening import Bound
+from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message, send_packets
+from hostline.unix.passing.descriptors import HasFileno
 from hostline.unix.sockets import is_connected, kernel_address
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from hostline.errors import AccessDeniedError, AddressInUseError, NotASocketError, SocketError
 from hostline.unix.credentials import read_peer
-from hostline.unix.descriptors import Fd, close_all
 from hostline.unix.oserrors import file_kind, printable, translate, translated
+from hostline.unix.passing.descriptors import Fd, close_all
 
 __all__ = ["Holder", "LockFile", "in_use", "probe", "why_live"]
 

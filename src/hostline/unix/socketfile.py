@@ -29,9 +29,9 @@ from hostline.errors import (
 from hostline.limits import DEFAULT_MODE
 from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, within_directory
 from hostline.unix.binding import bind_by_rename, bind_in_place
-from hostline.unix.descriptors import Fd
 from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
 from hostline.unix.oserrors import file_kind, printable, translate, translated
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["SocketFile"]
 

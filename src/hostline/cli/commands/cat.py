@@ -16,7 +16,7 @@ from hostline.cli.terminal import escape
 if TYPE_CHECKING:
     from hostline.cli.exchange import End
     from hostline.unix.credentials import Peers
-    from hostline.unix.descriptors import Fd
+    from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["EXAMPLES", "cat"]
 
@@ -155,7 +155,7 @@ def cat(
 def _open(file: str) -> Fd:
     import os
 
-    from hostline.unix.descriptors import Fd
+    from hostline.unix.passing.descriptors import Fd
 
     try:
         return Fd(os.open(file, os.O_RDONLY | os.O_CLOEXEC))

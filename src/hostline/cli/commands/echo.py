@@ -172,7 +172,7 @@ class _EchoServer:
 
 def _largest(socket_type: str) -> int:
     from hostline.limits import READ_SIZE
-    from hostline.unix.ancillary import MAX_DATAGRAM_SIZE
+    from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE
 
     return READ_SIZE if socket_type == "stream" else MAX_DATAGRAM_SIZE
 

@@ -15,7 +15,7 @@ from hostline.demo.steps.otheruser import NOBODY, OtherUser
 from hostline.demo.steps.scene import Scene
 from hostline.sync.connection import Connection
 from hostline.sync.sockets import connect_socket, socketpair
-from hostline.unix.descriptors import Fd
+from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["handover"]
 

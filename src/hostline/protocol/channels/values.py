@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from hostline.errors import DescriptorError, InvalidMessageError
-from hostline.protocol.messages import Message
-from hostline.unix.descriptors import close_all
+from hostline.protocol.channels.messages import Message
+from hostline.unix.passing.descriptors import close_all
 from hostline.wire.budget import SHALLOW, check_budget
 from hostline.wire.codec import result_decoder
 

@@ -45,7 +45,7 @@ from hostline.limits import (
     READ_SIZE,
 )
 from hostline.unix.address import SocketType
-from hostline.unix.descriptors import Fd, close_all
+from hostline.unix.passing.descriptors import Fd, close_all
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -32,8 +32,8 @@ from hostline.errors import DescriptorError, HostlineError, TruncatedError
 from hostline.limits import HARD_MAX_FDS
 from hostline.unix.address import AbstractAddress, Address, PathAddress
 from hostline.unix.credentials import CREDENTIALS_SIZE, Peer, unpack_credentials
-from hostline.unix.descriptors import Fd, HasFileno, close_all
 from hostline.unix.oserrors import translate
+from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -1,0 +1,1 @@
+"""What travels beside the bytes: descriptors, credentials, and who owns a descriptor that arrived."""
