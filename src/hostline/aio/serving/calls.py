@@ -1,6 +1,8 @@
 """The calls of one connection: each is checked, given a slot, run in its own way, and answered once.
 
 The session (session.py) reads and writes for it; the server's admission says which calls run.
+
+More than 400 lines, because a call's ways to end must each be known to all the others.
 """
 
 from __future__ import annotations

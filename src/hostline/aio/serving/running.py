@@ -97,7 +97,7 @@ class RunningCall:
         self.outlet: Outlet | None = None  # of a result that is one
 
     def let_go(self) -> None:
-        """Hold nothing of the handler any more, for what it held may be descriptors: not until a collection of cycles."""
+        """Hold nothing of the handler any more: what it held may be descriptors, which are to close now."""
         if self.inlet is not None:
             self.inlet.end(None)
         for gate in (self.inlet, self.outlet):
