@@ -38,7 +38,7 @@ _SUFFIX = ".control"
 
 
 def control_address(address: Address) -> PathAddress | AbstractAddress | None:
-    """Return where the owner of an address can be asked for it; None for an inherited socket, which is not ours to give.
+    """Return where the owner of an address can be asked for it; None for an inherited socket, which is not ours.
 
     Whoever lent an inherited socket keeps it open, so that a restart loses nothing anyway.
     """

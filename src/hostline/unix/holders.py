@@ -235,8 +235,8 @@ def _lock(fd: int, name: str, dirfd: int, path: str, socket_type: str, is_last: 
         pid = _pid_by_kernel(status)
         if pid is None and not is_last:
             return False
-        # A lock that the kernel does not list is held from outside our pid namespace, or there is no /proc; one that was
-        # handed on is listed under whoever took it first, and the text says so.
+        # A lock that the kernel does not list is held from outside our pid namespace, or there is no /proc. One that
+        # was handed on is listed under whoever took it first, and the text says so.
         text, taken_by = _holder_by_text(fd)
         holder = Holder.of(pid) if pid and pid != taken_by else text
         reason = f"a running server holds it: {holder}"
@@ -297,7 +297,7 @@ def _pid_by_kernel(status: os.stat_result) -> int | None:
 
 
 def _holder_by_text(fd: int) -> tuple[Holder, int | None]:
-    """Return who holds a lock file by its own text, which may be the last holder's, and under whose pid it is listed."""
+    """Return who holds a lock file by its text, which may be the last holder's, and under whose pid it is listed."""
     try:
         lines = os.pread(fd, 4096, 0).decode("utf-8", "replace").splitlines()
     except OSError:

@@ -89,8 +89,8 @@ _Takeover = Annotated[
     bool,
     typer.Option(
         "--takeover",
-        help="Take the socket over from the server that runs there, which finishes its calls and ends; no call is lost. "
-        "Where none runs, start as ever.",
+        help="Take the socket over from the server that runs there, which finishes its calls and ends: no call is "
+        "lost. Where none runs, start as ever.",
     ),
 ]
 _NoOffer = Annotated[
@@ -117,8 +117,9 @@ def serve(
 ) -> None:
     """Serve a service that a Python module declares.
 
-    It runs until SIGTERM, Ctrl-C or a successor with --takeover; calls that run then are finished first. The working directory is searched for
-    the module. The socket file has mode 0600, and only you and root are admitted, unless --mode says otherwise.
+    It runs until SIGTERM, Ctrl-C or a successor with --takeover; calls that run then are finished first. The working
+    directory is searched for the module. The socket file has mode 0600, and only you and root are admitted, unless
+    --mode says otherwise.
     """
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")

@@ -100,7 +100,7 @@ def taking_over(
         wanted: What is to listen where.
         service: The name of the service, which both must agree on.
         prepare: Makes ready whatever will accept on the socket, and returns it. Until this generator has returned, the
-            socket is the last owner's: nothing may be accepted, and what was prepared is dropped if it comes to nothing.
+            socket is the last owner's: nothing may be accepted. If it comes to nothing, what was prepared is dropped.
         timeout: Seconds for all of it.
 
     Returns:

@@ -27,6 +27,9 @@ __all__ = ["Offer"]
 
 logger: Final = logging.getLogger("hostline")
 
+# epoll or kqueue, whose one descriptor an event loop can watch.
+_Selector = selectors.DefaultSelector
+
 
 class _Visit:
     """One successor that has called, and how far it is."""
@@ -64,7 +67,7 @@ class Offer:
         self._control: Bound | None = control
         self._rest_until: float | None = None
         self._visits: list[_Visit] = []
-        self._selector = selectors.DefaultSelector()
+        self._selector = _Selector()
         self._selector.register(control.sock, selectors.EVENT_READ)
         _live.add(self)
 
@@ -88,7 +91,7 @@ class Offer:
 
     def fileno(self) -> int:
         """Return the descriptor to wait for; it stays this object's own."""
-        number: int = self._selector.fileno()  # type: ignore[attr-defined]
+        number: int = self._selector.fileno()
         return number
 
     @property
