@@ -17,10 +17,11 @@ import hostline
 
 def make_service(journal: str, name: str = "shop") -> hostline.Service:
     service = hostline.Service(name)
-    file = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def note(ident: str) -> None:
+        file = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.write(file, f"{ident} {os.getpid()}\n".encode())
+        os.close(file)
 
     @service.method(inline=True)
     def append(ident: str) -> int:
