@@ -144,9 +144,10 @@ TAKEOVER_TIMEOUT = 15.0
 TAKEOVER_READY_TIMEOUT = 10.0
 
 # Seconds that a start with `takeover` keeps trying where the address is held and nobody offers it: between two
-# generations there is a moment without a control socket.
+# generations there is a moment without a control socket. And the pause between two tries: each looks at the lock, and
+# may connect to a server that knows nothing of it.
 TAKEOVER_RETRY = 1.0
-TAKEOVER_PAUSE = 0.02
+TAKEOVER_PAUSE = 0.05
 
 # Connections to one control socket at once. Only this user and root get that far.
 MAX_SUCCESSORS = 8

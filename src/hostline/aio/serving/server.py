@@ -2,9 +2,8 @@
 
 Stopping: the name is unlinked, so that nobody new comes; connections that wait in the backlog are accepted and sent
 away with a farewell instead of a reset; every session says goodbye, naming the last call it answers, and what runs gets
-`grace` seconds. A caller whose call came later knows that it was not run.
-
-Taken over by a successor: the same, but the name and the backlog are that one's, which accepts already.
+`grace` seconds. A caller whose call came later knows that it was not run. Taken over by a successor: the same, but the
+name and the backlog are that one's, which accepts already.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ from hostline.aio.serving.session import Session
 from hostline.aio.serving.takeover import Offering
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
-from hostline.limits import (
-    ACCEPT_BATCH,
-    DEFAULT_BACKLOG,
-)
+from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
@@ -145,9 +141,9 @@ class Server:
         self._is_stopping = True
         try:
             self._stop_accepting()
-            reason = "is shutting down" if self._taken_by is None else f"was taken over by pid {self._taken_by}"
+            end = "is shutting down" if self._taken_by is None else f"was taken over by pid {self._taken_by}"
             for session in list(self._sessions):
-                session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} {reason}")
+                session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} {end}")
             await self._wait_idle(self.settings.grace if grace is None else grace)
             self._abort(f"{self.service.name} stopped before the call was done")
             self._idle.clear()
