@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 import hostline
+from hostline.cli.exits import ExitCode
 from hostline.errors import AddressInUseError
+from tests.cli.running import Running
 from tests.generations import Load, Program
 from tests.leaks import wait_until
 from tests.serving import loop_names
@@ -130,3 +133,44 @@ def test_the_same_load_notices_a_naive_restart(
     complaints = load.complaints(tmp_path / "journal")
     assert any("refused" in text for text in complaints)
     assert any("failed" in text for text in complaints) or number == signal.SIGTERM
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+SHOP = Path(__file__).parent / "cli" / "shop.py"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_command_takes_over_and_says_so(sock_dir: Path, loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    path = sock_dir / "x"
+    options = ("serve", f"{SHOP}:shop", "-a", path, "--loop", loop)
+    with Running(*options, ready="serving") as old, hostline.connect(str(path)) as line:
+        pid = line.call("hostline.stats")["pid"]
+        with Running(*options, "--takeover", ready="taken over") as new:
+            assert old.wait() == ExitCode.OK
+            assert line.call("hostline.stats")["pid"] != pid
+            assert f"INFO hostline: shop on {path} was taken over by pid " in old.err
+            assert f"INFO hostline: shop on {path}: taken over from pid {pid}" in new.err
+            with Running(*options, "--takeover", "--mode", "0660") as wrong:
+                assert wrong.wait() == ExitCode.CANNOT_LISTEN
+                assert "error: take over stream" in wrong.err
+            assert new.stop() == ExitCode.OK
+    assert os.listdir(sock_dir) == ["x.lock"]
+
+
+def test_the_command_can_keep_its_socket_to_itself(sock_dir: Path) -> None:
+    path = sock_dir / "x"
+    with Running("serve", f"{SHOP}:shop", "-a", path, "--no-offer", ready="serving") as server:
+        assert sorted(os.listdir(sock_dir)) == ["x", "x.lock"]
+        assert server.stop() == ExitCode.OK
+
+
+def test_an_inherited_socket_is_neither_offered_nor_taken_over(sock_dir: Path) -> None:
+    path = sock_dir / "x"
+    command = (sys.executable, "-m", "hostline", "serve", f"{SHOP}:shop", "-a", "fd:3", "--takeover")
+    with Running("run", "-l", path, "--", *command, ready="serving") as server:
+        assert sorted(os.listdir(sock_dir)) == ["x", "x.lock"]
+        assert server.stop() == ExitCode.OK
+        assert "an inherited socket outlives its servers" in server.err

@@ -27,6 +27,7 @@ from hostline.rpc.takeover.asking import Wanted, listen_blocking, taking_over
 from hostline.rpc.takeover.offering import Offer
 from hostline.rpc.takeover.talk import Talk
 from hostline.unix.address import parse_address
+from hostline.unix.credentials import Peer
 from hostline.unix.handing import Successor
 from hostline.unix.listening import Bound, listening_socket
 from hostline.unix.passing.descriptors import Fd, close_all
@@ -246,6 +247,28 @@ def test_when_the_old_one_is_killed_the_new_one_serves(start: Any, sock_dir: Pat
     assert new.wait() == 0
     newest.process.terminate()
     assert newest.wait() == 0
+
+
+@pytest.mark.leaves_files  # nobody who offers follows, who would clear away the dead one's control socket
+@pytest.mark.parametrize("step", ["asked", "given", "ready"])
+def test_where_the_kernel_has_no_pidfd_the_end_of_the_connection_tells(
+    sock_dir: Path, journal: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peer, "pidfd", property(lambda _: None))
+    path = sock_dir / "s"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, "-c", DYING, step, str(path), str(journal)]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dying:
+        try:
+            assert dying.stdout is not None
+            assert dying.stdout.readline() == "ready\n"
+            inode = os.stat(path).st_ino
+            bound = listen_blocking(Wanted(parse_address(str(path))), "shop", lambda bound: bound)
+            assert dying.wait(10) == -signal.SIGKILL
+        finally:
+            dying.kill()
+    assert step == "asked" or os.stat(path).st_ino == inode
+    bound.close()
 
 
 def test_an_old_one_that_stops_meanwhile_says_so(start: Any, sock_dir: Path) -> None:
