@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ from hostline.protocol.takeover import VERSION, Ask, Code, Give, Message, Ready,
 from hostline.rpc.takeover.asking import Wanted, listen_blocking, taking_over
 from hostline.rpc.takeover.offering import Offer
 from hostline.rpc.takeover.talk import Talk
+from hostline.unix import sockets
 from hostline.unix.address import parse_address
 from hostline.unix.credentials import Peer
 from hostline.unix.handing import Successor
@@ -534,6 +536,37 @@ def test_a_crowd_of_successors_is_bounded(old: ServerThread, sock_dir: Path) -> 
         assert wait_until(lambda: count() >= 12)
         assert count() == 12
     assert_goes_on(old, sock_dir)
+
+
+def test_a_control_socket_that_somebody_shut_down_ends_the_offer_only(
+    old: ServerThread, sock_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    offering: Any = old.server._offering
+    old.on_loop.do(lambda: offering._offer._control.sock.shutdown(socket.SHUT_RDWR))
+    assert wait_until(lambda: "cannot be taken over any more" in caplog.text)
+    assert pid_at(sock_dir / "s") == os.getpid()
+    assert sorted(os.listdir(sock_dir)) == ["s", "s.lock"]
+
+
+def test_a_shortage_of_descriptors_makes_the_offer_rest(
+    old: ServerThread, sock_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hostline.rpc.takeover import offering
+
+    calls: list[float] = []
+
+    def accept_peer(*arguments: Any) -> Any:
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            raise OSError(errno.EMFILE, "no descriptor left")
+        return sockets.accept_peer(*arguments)
+
+    monkeypatch.setattr(offering, "accept_peer", accept_peer)
+    with Caller(sock_dir / "s") as caller:
+        caller.ask()
+        assert isinstance(caller.hear(), Give)
+    assert calls[1] - calls[0] > 0.9, "it did not rest"
+    assert "EMFILE" in caplog.text
 
 
 def test_what_is_no_listening_socket_of_that_address_is_not_taken(sock_dir: Path) -> None:

@@ -13,8 +13,9 @@ import weakref
 from typing import Final
 
 from hostline.clock import monotonic
-from hostline.errors import HostlineError, RemoteProtocolError
-from hostline.limits import ACCEPT_REST, MAX_SUCCESSORS
+from hostline.errors import HostlineError
+from hostline.limits import MAX_SUCCESSORS
+from hostline.protocol.accepting import Accepting
 from hostline.protocol.takeover import VERSION, Code, Give, Giver, GiverStep, Message, Refused, Released
 from hostline.rpc.takeover.talk import Talk
 from hostline.unix.credentials import Peers
@@ -65,6 +66,7 @@ class Offer:
         self._service = service
         self._rule = Peers.same_user()
         self._control: Bound | None = control
+        self._accepting = Accepting(control.address.text)
         self._rest_until: float | None = None
         self._visits: list[_Visit] = []
         self._selector = _Selector()
@@ -129,13 +131,24 @@ class Offer:
             try:
                 accepted = accept_peer(self._control.sock, self._rule, "stream")
             except OSError as error:
-                logger.warning("%s cannot accept a successor: %s", self._service, error)
-                self._selector.unregister(self._control.sock)
-                self._rest_until = now + ACCEPT_REST
+                self._rest(error, now)
                 return
             if accepted is None:
                 return
+            self._accepting.succeeded()
             self._welcome(accepted, now)
+
+    def _rest(self, error: OSError, now: float) -> None:
+        """Look away for a while where descriptors ran out; offer no more where somebody shut the control socket down."""
+        decision = self._accepting.failed(error.errno, now)
+        if decision.log:
+            logger.warning("%s: %s", self._service, decision.log)
+        if decision.is_fatal:
+            logger.warning("%s on %s cannot be taken over any more: %s", self._service, self._bound.address, error)
+            self._close_control()
+        elif self._accepting.is_resting and self._control is not None:
+            self._selector.unregister(self._control.sock)
+            self._rest_until = self._accepting.rest_until
 
     def _welcome(self, accepted: Accepted, now: float) -> None:
         try:
@@ -159,11 +172,8 @@ class Offer:
                 self._obey(visit, message, now)
                 if visit not in self._visits:
                     return
-        except RemoteProtocolError as error:
+        except HostlineError as error:  # it breaks the rules, it is gone, or the kernel would not send the descriptors
             self._refuse(visit, Refused(Code.FAILED, str(error)))
-            return
-        except HostlineError as error:
-            self._forget(visit, str(error))
             return
         if visit.talk.has_ended:
             self._forget(visit, "it ended")
