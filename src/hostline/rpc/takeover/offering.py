@@ -139,7 +139,7 @@ class Offer:
             self._welcome(accepted, now)
 
     def _rest(self, error: OSError, now: float) -> None:
-        """Look away for a while where descriptors ran out; offer no more where somebody shut the control socket down."""
+        """Look away for a while where descriptors ran out; offer no more where the control socket was shut down."""
         decision = self._accepting.failed(error.errno, now)
         if decision.log:
             logger.warning("%s: %s", self._service, decision.log)
