@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -524,6 +525,31 @@ def test_unasked_descriptors_are_not_kept(old: ServerThread, sock_dir: Path) -> 
     assert wait_until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
+@pytest.mark.parametrize("reason", ["too many", "no room"])
+def test_descriptors_that_a_successor_cannot_take_end_it_in_words(
+    old: ServerThread, sock_dir: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    real = Offer._give
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    steps = taking_over(Wanted(parse_address(str(sock_dir / "s"))), "shop", lambda bound: bound)
+
+    def give_too_many(self: Offer, visit: Any) -> None:
+        visit.talk.send(Give(VERSION, 1, "x", 1, 1), [0, 1, 2])
+
+    def give_and_fill(self: Offer, visit: Any) -> None:
+        real(self, visit)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+
+    monkeypatch.setattr(Offer, "_give", give_too_many if reason == "too many" else give_and_fill)
+    try:
+        with pytest.raises(AddressInUseError, match="descriptors"):
+            listen_on(steps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.undo()
+    assert_goes_on(old, sock_dir)
+
+
 def test_a_crowd_of_successors_is_bounded(old: ServerThread, sock_dir: Path) -> None:
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(Caller(sock_dir / "s")) for _ in range(20)]
@@ -704,8 +730,8 @@ def test_a_forked_child_of_the_old_one_holds_nothing(old: ServerThread, sock_dir
         caller.ask()
         assert isinstance(caller.hear(), Give)
         assert listening() >= 2
-        assert run_as(os.geteuid(), listening) == 0
-        assert run_as(os.geteuid(), look) == []
+        assert run_as(os.geteuid(), listening, gid=os.getegid(), groups=None) == 0
+        assert run_as(os.geteuid(), look, gid=os.getegid(), groups=None) == []
 
 
 def test_a_name_that_leaves_no_room_for_control_is_served_all_the_same(

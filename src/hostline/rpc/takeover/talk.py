@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from hostline.errors import PeerGoneError, RemoteProtocolError
+from hostline.errors import DescriptorError, PeerGoneError, RemoteProtocolError
 from hostline.protocol.channels.messages import Messages
 from hostline.protocol.takeover import MAX_CONTROL_MESSAGE, Message
 from hostline.unix.credentials import Peer
@@ -75,12 +75,16 @@ class Talk:
 
         Raises:
             RemoteProtocolError: The other side says what nobody understands.
+            DescriptorError: It sends too many descriptors, or this process has no free ones.
         """
         while not self.has_ended:
             try:
                 received = self._receive(self.sock, self._messages.read_size)
             except BlockingIOError:
                 return
+            except DescriptorError:
+                self.has_ended = True  # too many, or no room here; what follows is out of step
+                raise
             except OSError:
                 self.has_ended = True  # a reset: it left something unread
                 return
@@ -100,7 +104,7 @@ class Talk:
         """End both ways, then yield what had come by then; from here on the other side's sends fail.
 
         Raises:
-            RemoteProtocolError: As for `receive`.
+            HostlineError: As for `receive`.
         """
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
