@@ -25,10 +25,11 @@ from hostline.errors import AddressInUseError, HostlineError, SocketError
 from hostline.protocol import takeover as protocol
 from hostline.protocol.channels.messages import HEADER, Messages
 from hostline.protocol.takeover import VERSION, Ask, Code, Give, Message, Ready, Refused, Released
+from hostline.rpc.takeover import talk
 from hostline.rpc.takeover.asking import Wanted, listen_blocking, taking_over
 from hostline.rpc.takeover.offering import Offer
 from hostline.rpc.takeover.talk import Talk
-from hostline.unix import sockets
+from hostline.unix import handing, sockets
 from hostline.unix.address import parse_address
 from hostline.unix.credentials import Peer
 from hostline.unix.handing import Successor
@@ -529,23 +530,24 @@ def test_unasked_descriptors_are_not_kept(old: ServerThread, sock_dir: Path) -> 
 def test_descriptors_that_a_successor_cannot_take_end_it_in_words(
     old: ServerThread, sock_dir: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    real = Offer._give
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    steps = taking_over(Wanted(parse_address(str(sock_dir / "s"))), "shop", lambda bound: bound)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def give_too_many(self: Offer, visit: Any) -> None:
         visit.talk.send(Give(VERSION, 1, "x", 1, 1), [0, 1, 2])
 
-    def give_and_fill(self: Offer, visit: Any) -> None:
-        real(self, visit)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    def receive_without_room(*arguments: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            return handing.recv_handed(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    monkeypatch.setattr(Offer, "_give", give_too_many if reason == "too many" else give_and_fill)
-    try:
-        with pytest.raises(AddressInUseError, match="descriptors"):
-            listen_on(steps)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    if reason == "too many":
+        monkeypatch.setattr(Offer, "_give", give_too_many)
+    else:
+        monkeypatch.setattr(talk, "recv_handed", receive_without_room)
+    with pytest.raises(AddressInUseError, match="descriptors"):
+        listen_blocking(Wanted(parse_address(str(sock_dir / "s"))), "shop", lambda bound: bound)
     monkeypatch.undo()
     assert_goes_on(old, sock_dir)
 
