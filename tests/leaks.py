@@ -18,5 +18,5 @@ def stray_socket_files(directory: Path) -> list[str]:
     return [
         str(path)
         for path in sorted(directory.rglob("*"))
-        if stat.S_ISSOCK(path.lstat().st_mode) and path.with_name(path.name + ".lock").exists()
+        if stat.S_ISSOCK(path.lstat().st_mode) and path.with_name(path.name.removesuffix(".control") + ".lock").exists()
     ]
