@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,14 +21,19 @@ from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
-from hostline.limits import (
-    ACCEPT_BATCH,
-    DEFAULT_BACKLOG,
-)
+from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
-from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
+from hostline.rpc.builtin import (
+    CallCounts,
+    Health,
+    ServiceDescription,
+    Stats,
+    WorkerStats,
+    check_health,
+    describe_service,
+)
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
@@ -50,10 +56,17 @@ class Server:
         bound: The listening socket; the server owns it and closes it, which unlinks the file it made.
         allow: Who may connect; the socket's own rule (what its mode says) when left out.
         settings: The bounds.
+        is_worker: Whether other processes accept on the same socket, and a supervisor speaks for all in the log.
     """
 
     def __init__(
-        self, service: ServiceBase, bound: Bound, *, allow: Peers | None = None, settings: ServerSettings | None = None
+        self,
+        service: ServiceBase,
+        bound: Bound,
+        *,
+        allow: Peers | None = None,
+        settings: ServerSettings | None = None,
+        is_worker: bool = False,
     ) -> None:
         self.settings = settings or ServerSettings()
         self.service = service
@@ -73,6 +86,10 @@ class Server:
         self.overload_text = (
             f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
         )
+        self.read_workers: Callable[[], list[WorkerStats]] = list
+        # A worker takes one connection a turn, so that the others, awake as well, get their share of a burst.
+        self._accept_batch = 1 if is_worker else ACCEPT_BATCH
+        self._log_level = logging.DEBUG if is_worker else logging.INFO
         self._bound = bound
         self._allow = allow or bound.rule
         self._accepting = Accepting(bound.address.text)
@@ -112,7 +129,7 @@ class Server:
         self._started_at = monotonic()
         self.loop.add_reader(self._bound.sock.fileno(), self._on_acceptable)
         _live.add(self)
-        logger.info("serving %s on %s", self.service.name, self.address)
+        logger.log(self._log_level, "serving %s on %s", self.service.name, self.address)
 
     async def wait_closed(self) -> None:
         """Wait until the server has stopped.
@@ -153,7 +170,7 @@ class Server:
             self._bound.close()
             self._closed.set()
             _live.discard(self)
-            logger.info("%s on %s stopped", self.service.name, self.address)
+            logger.log(self._log_level, "%s on %s stopped", self.service.name, self.address)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -167,7 +184,7 @@ class Server:
     # --- accepting -------------------------------------------------------------------------------------
 
     def _on_acceptable(self) -> None:
-        for _ in range(ACCEPT_BATCH):
+        for _ in range(self._accept_batch):
             try:
                 accepted = self._accept()
             except OSError as error:
@@ -349,9 +366,6 @@ class Server:
 
     def stats(self) -> Stats:
         """Return what the service does now and has done since its start."""
-        counts = self.counts
-        counts.running = self.admission.running_count
-        counts.waiting = self.admission.waiting_count
         return Stats(
             service=self.service.name,
             pid=os.getpid(),
@@ -359,9 +373,16 @@ class Server:
             connections=len(self._sessions),
             connections_total=self._connections_total,
             connections_refused=self._connections_refused,
-            calls=counts,
+            calls=self.current_counts(),
             methods=dict(self._by_method),
+            workers=self.read_workers(),
         )
+
+    def current_counts(self) -> CallCounts:
+        """Return the calls since the start and those that run and wait now; the object stays the server's."""
+        self.counts.running = self.admission.running_count
+        self.counts.waiting = self.admission.waiting_count
+        return self.counts
 
 
 def _displace(call: RunningCall) -> None:

@@ -13,7 +13,7 @@ import typer
 from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
-from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
+from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS, MAX_WORKERS
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -25,6 +25,7 @@ Examples:
   hostline serve payments:payments
   hostline serve ./payments.py:payments --concurrency 10 --loop uvloop
   hostline serve shop.orders:orders --address /run/shop/orders.sock --mode 0660 --group shop
+  hostline serve ./payments.py:payments --workers 4      kill -HUP brings new code
   hostline serve shop.orders:orders --address fd:3       on a socket that systemd opened
 """
 
@@ -83,6 +84,12 @@ _Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Wo
 _Grace = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
 ]
+_Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers", metavar="N", min=1, max=MAX_WORKERS, help="Processes that serve; SIGHUP replaces them by new ones."
+    ),
+]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
 _LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
 
@@ -98,6 +105,7 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
+    workers: _Workers = 1,
     loop: _Loop = LoopKind.ASYNCIO,
     log_level: _LogLevel = LogLevel.INFO,
 ) -> None:
@@ -112,18 +120,38 @@ def serve(
 
     loop_factory = _loop_factory(loop)
     _start_logging(log_level)
-    service = load_service(target)
+    if workers == 1:
+        service = load_service(target)
+        with checked_values():
+            service.run(
+                address,
+                mode=permissions,
+                owner=account(owner),
+                group=account(group),
+                backlog=backlog,
+                concurrency=concurrency,
+                queue=queue,
+                threads=threads,
+                grace=limit,
+                loop_factory=loop_factory,
+            )
+        return
+    from hostline.aio.serving.service import run_in_workers
+    from hostline.cli.forked import loaded_here, name_in_child
+    from hostline.rpc.settings import ServerSettings
+
+    name = name_in_child(target)
     with checked_values():
-        service.run(
+        run_in_workers(
+            name,
+            lambda: loaded_here(target),
             address,
+            count=workers,
             mode=permissions,
             owner=account(owner),
             group=account(group),
             backlog=backlog,
-            concurrency=concurrency,
-            queue=queue,
-            threads=threads,
-            grace=limit,
+            settings=ServerSettings(concurrency, queue, threads, limit),
             loop_factory=loop_factory,
         )
 
