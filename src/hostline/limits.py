@@ -138,8 +138,8 @@ DEFAULT_GRACE = 8.0
 
 # --- worker processes ------------------------------------------------------------------------------
 
-# Worker processes of one service. Each has an event loop and the service's whole memory, so more than the host has cores
-# gives nothing; the bound turns a slip of the finger into an error instead of ten thousand forks.
+# Worker processes of one service. Each has an event loop and the service's whole memory, so more than the host has
+# cores gives nothing; the bound turns a slip of the finger into an error instead of ten thousand forks.
 MAX_WORKERS = 256
 
 # First and longest pause before a worker that died soon after its start is started again, doubled each time and
@@ -153,9 +153,13 @@ WORKER_SETTLED = 10.0
 # the grace time by itself and gives that a moment twice; only one that hears nothing any more is still there.
 WORKER_KILL_MARGIN = 3.0
 
-# Seconds between two notes of a worker in the table that `hostline.stats` shows: a note costs some microseconds, so that
-# a worker without work stays asleep for all but a thousandth of a per cent.
+# Seconds between two notes of a worker in the table that `hostline.stats` shows: a note costs some microseconds, so
+# that a worker without work stays asleep for all but a hundredth of a per cent.
 WORKER_NOTE_INTERVAL = 0.5
+
+# Seconds that a worker leaves a new connection to the others while one of them has fewer. All are woken for each, and
+# whoever runs first would take most of a burst: 64 connections fell on four workers as 2, 2, 26 and 34.
+ACCEPT_YIELD = 0.001
 
 # --- the blocking client's pool ----------------------------------------------------------------------
 

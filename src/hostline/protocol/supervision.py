@@ -128,7 +128,7 @@ class Supervision:
         return sum(worker.state is _State.SERVING for worker in self._workers.values())
 
     def next_command(self, now: float) -> Command | None:
-        """Return one thing to be done now, or None; a start is answered with `started` or `not_started` before the next.
+        """Return one thing to be done now, or None; a start is answered by `started` or `not_started` before the next.
 
         Args:
             now: The present monotonic time.

@@ -100,8 +100,8 @@ class CallCounts(msgspec.Struct):
 class WorkerStats(msgspec.Struct):
     """One worker process of a service that has several: what it does now and has done since its start.
 
-    `uptime` is in seconds, `memory` is resident bytes (with what it shares with the others), `restarts` counts the workers
-    before it in its place that ended without being told to.
+    `uptime` is in seconds, `memory` is resident bytes (with what it shares with the others), `restarts` counts the
+    workers before it in its place that ended without being told to.
     """
 
     pid: int
@@ -115,8 +115,8 @@ class WorkerStats(msgspec.Struct):
 class Stats(msgspec.Struct):
     """What the service does now and has done: connections, calls, and finished calls by method.
 
-    Where a service has several worker processes, these are the numbers of the one that answers, and `workers` has those of
-    all, itself among them; the others' are half a second old at most, unless they are kept from noting them.
+    Where a service has several worker processes, these are the numbers of the one that answers, and `workers` has those
+    of all, itself among them; the others' are half a second old at most, unless they are kept from noting them.
     """
 
     service: str

@@ -17,10 +17,10 @@ from hostline.rpc.builtin import CallCounts, WorkerStats
 
 __all__ = ["Row", "Scoreboard", "resident_memory"]
 
-# The cells of a row. The pid comes last when a row is filled and goes first when it is emptied: a row without it is free.
-_PID, _STARTED, _MEMORY, _CONNECTIONS, _RESTARTS = range(5)
+# The cells of a row. The pid comes last when a row is filled and goes first when it is emptied: a row without is free.
+_PID, _STARTED, _MEMORY, _CONNECTIONS, _RESTARTS, _IS_ACCEPTING = range(6)
 _COUNTS: Final = ("running", "waiting", "finished", "failed", "overloaded", "cancelled")
-_FIRST_COUNT: Final = 5
+_FIRST_COUNT: Final = 6
 _CELLS: Final = _FIRST_COUNT + len(_COUNTS)
 
 
@@ -56,6 +56,11 @@ class Scoreboard:
         """
         return Row(self, self._cells, number * _CELLS, started_at, restarts)
 
+    def connections(self) -> list[int]:
+        """Return the connections of each worker that accepts."""
+        cells, end = self._cells, self._rows * _CELLS
+        return [cells[row + _CONNECTIONS] for row in range(0, end, _CELLS) if cells[row + _IS_ACCEPTING]]
+
     def read(self, now: float) -> list[WorkerStats]:
         """Return what is known of every worker, in the order of the rows.
 
@@ -87,6 +92,15 @@ class Row:
         cells[start + _MEMORY] = resident_memory()
         cells[start + _PID] = os.getpid()
 
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return self._cells[self._start + _CONNECTIONS]
+
+    @connections.setter
+    def connections(self, count: int) -> None:
+        self._cells[self._start + _CONNECTIONS] = count
+
     def note(self, connections: int, counts: CallCounts) -> None:
         """Write down what this process does now."""
         cells, start = self._cells, self._start
@@ -94,6 +108,10 @@ class Row:
         cells[start + _CONNECTIONS] = connections
         for number, name in enumerate(_COUNTS, start + _FIRST_COUNT):
             cells[number] = getattr(counts, name)
+
+    def accept(self, is_accepting: bool) -> None:
+        """Say whether this process takes new connections."""
+        self._cells[self._start + _IS_ACCEPTING] = is_accepting
 
 
 def resident_memory() -> int:

@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import weakref
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,15 +24,7 @@ from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
-from hostline.rpc.builtin import (
-    CallCounts,
-    Health,
-    ServiceDescription,
-    Stats,
-    WorkerStats,
-    check_health,
-    describe_service,
-)
+from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
@@ -56,17 +47,14 @@ class Server:
         bound: The listening socket; the server owns it and closes it, which unlinks the file it made.
         allow: Who may connect; the socket's own rule (what its mode says) when left out.
         settings: The bounds.
-        is_worker: Whether other processes accept on the same socket, and a supervisor speaks for all in the log.
     """
 
+    # Connections accepted in one turn, and where the log says that it serves and has stopped; a worker has others.
+    _accept_batch = ACCEPT_BATCH
+    _log_level = logging.INFO
+
     def __init__(
-        self,
-        service: ServiceBase,
-        bound: Bound,
-        *,
-        allow: Peers | None = None,
-        settings: ServerSettings | None = None,
-        is_worker: bool = False,
+        self, service: ServiceBase, bound: Bound, *, allow: Peers | None = None, settings: ServerSettings | None = None
     ) -> None:
         self.settings = settings or ServerSettings()
         self.service = service
@@ -86,10 +74,6 @@ class Server:
         self.overload_text = (
             f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
         )
-        self.read_workers: Callable[[], list[WorkerStats]] = list
-        # A worker takes one connection a turn, so that the others, awake as well, get their share of a burst.
-        self._accept_batch = 1 if is_worker else ACCEPT_BATCH
-        self._log_level = logging.DEBUG if is_worker else logging.INFO
         self._bound = bound
         self._allow = allow or bound.rule
         self._accepting = Accepting(bound.address.text)
@@ -366,6 +350,9 @@ class Server:
 
     def stats(self) -> Stats:
         """Return what the service does now and has done since its start."""
+        counts = self.counts
+        counts.running = self.admission.running_count
+        counts.waiting = self.admission.waiting_count
         return Stats(
             service=self.service.name,
             pid=os.getpid(),
@@ -373,16 +360,9 @@ class Server:
             connections=len(self._sessions),
             connections_total=self._connections_total,
             connections_refused=self._connections_refused,
-            calls=self.current_counts(),
+            calls=counts,
             methods=dict(self._by_method),
-            workers=self.read_workers(),
         )
-
-    def current_counts(self) -> CallCounts:
-        """Return the calls since the start and those that run and wait now; the object stays the server's."""
-        self.counts.running = self.admission.running_count
-        self.counts.waiting = self.admission.waiting_count
-        return self.counts
 
 
 def _displace(call: RunningCall) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from hostline.aio.serving.server import Server
 from hostline.aio.serving.supervising import BROKEN_SOCKET, Supervisor, check_workers
-from hostline.aio.serving.worker import Worker
+from hostline.aio.serving.worker import Worker, WorkerServer
 from hostline.errors import SocketError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
@@ -226,15 +226,15 @@ def run_in_workers(
     def work(worker: Worker) -> None:
         service = load()
 
-        def attach(server: Server) -> None:
+        def started(server: Server) -> None:
             if on_start is not None:
                 on_start(server)
-            worker.attach(server)
+            worker.tell_ready()
 
-        serving = Serving(lambda: Server(service, worker.bound, allow=allow, settings=settings, is_worker=True))
+        serving = Serving(lambda: WorkerServer(service, worker, allow=allow, settings=settings))
         try:
             # SIGINT is the supervisor's: the terminal sends it to all.
-            _run_on(loop_factory, serving, attach, (signal.SIGTERM,))
+            _run_on(loop_factory, serving, started, (signal.SIGTERM,))
         except SocketError as error:
             if error.operation != "accept":
                 raise

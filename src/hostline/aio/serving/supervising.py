@@ -171,7 +171,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
         """Have signals write to a pipe instead of doing what they did before."""
-        before: dict[int, Any] = {}
+        before: dict[signal.Signals, Any] = {}
         wakeup_before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         try:
             for number in _HEARD:
@@ -257,10 +257,9 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             # Ctrl-C and a hangup reach the terminal's whole group: the supervisor says what they mean. Ignored by a
             # handler of ours, not by SIG_IGN, which programs that are started from here would inherit.
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, _ignore)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+            for number in _HEARD:
+                is_typed = number in (signal.SIGINT, signal.SIGHUP)
+                signal.signal(number, _ignore if is_typed else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for fd in (self._heard, self._wakeup, self._news, self._alive):
                 os.close(fd)

@@ -1,6 +1,6 @@
-"""A worker process's own side: what it is given by its supervisor, and how it says that it accepts.
+"""A worker process's own side: what its supervisor gives it, and a server that shares the listening socket.
 
-Knows nothing of the other workers but the table that all write to. How workers are started is in `supervising.py`.
+Knows of the other workers only what stands in the table that all write to. How they are started is in `supervising.py`.
 """
 
 from __future__ import annotations
@@ -9,69 +9,128 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from hostline.aio.serving.scoreboard import Row
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
-from hostline.limits import WORKER_NOTE_INTERVAL
-from hostline.rpc.builtin import WorkerStats
+from hostline.limits import ACCEPT_YIELD, WORKER_NOTE_INTERVAL
+from hostline.protocol.accepting import leaves_to_others
+from hostline.rpc.builtin import Stats
+from hostline.rpc.service import ServiceBase
+from hostline.rpc.settings import ServerSettings
 from hostline.unix.address import InheritedAddress
+from hostline.unix.credentials import Peers
 from hostline.unix.listening import Bound
+from hostline.unix.sockets import Accepted
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "WorkerServer"]
 
 logger: Final = logging.getLogger("hostline")
 
 
-class Worker:
-    """Hold what a worker process works with.
+class Worker(NamedTuple):
+    """What a worker process works with.
 
-    Args:
+    Attributes:
         bound: The listening socket, which it shares with its supervisor and the other workers.
         row: Its row in the table.
         lifeline: A pipe's reading end, whose other end only the supervisor has.
         tell_ready: Tells the supervisor that this worker accepts.
     """
 
-    def __init__(self, bound: Bound, row: Row, lifeline: int, tell_ready: Callable[[], None]) -> None:
+    bound: Bound
+    row: Row
+    lifeline: int
+    tell_ready: Callable[[], None]
+
+
+class WorkerServer(Server):
+    """Serve in a worker process: as `Server`, and fair to the others, with its numbers in the table.
+
+    It stops when the supervisor is gone: nobody would start another worker, nor end this one.
+
+    Args:
+        service: What is served.
+        worker: What the supervisor gave.
+        allow: As for `Server`.
+        settings: As for `Server`.
+    """
+
+    _accept_batch = 1  # others are awake as well, and are to get their share of a burst
+    _log_level = logging.DEBUG  # the supervisor speaks for all
+
+    def __init__(
+        self,
+        service: ServiceBase,
+        worker: Worker,
+        *,
+        allow: Peers | None = None,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        super().__init__(service, worker.bound, allow=allow, settings=settings)
         # The file is the supervisor's, and what waits in the backlog when this worker stops is for the others.
-        bound.is_inherited = True
-        self.bound = bound
-        self._row = row
-        self._lifeline = lifeline
-        self._tell_ready = tell_ready
-        self._server: Server | None = None
-        self._stop: asyncio.Task[None] | None = None
+        worker.bound.is_inherited = True
+        self._row = worker.row
+        self._lifeline = worker.lifeline
+        self._note_timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
 
-    def attach(self, server: Server) -> None:
-        """Go with a server that accepts: show its numbers, watch over the supervisor, and tell it that all is ready."""
-        self._server = server
-        server.read_workers = self._read
-        server.loop.add_reader(self._lifeline, self._on_supervisor_gone)
+    async def start(self) -> None:
+        """Begin to accept; see `Server.start`."""
+        await super().start()
+        self.loop.add_reader(self._lifeline, self._on_supervisor_gone)
         self._note()
-        self._tell_ready()
+        self._row.accept(True)
 
-    def _read(self) -> list[WorkerStats]:
-        self._write()
-        return self._row.board.read(monotonic())
+    async def shutdown(self, grace: float | None = None) -> None:
+        """Stop; see `Server.shutdown`."""
+        self._row.accept(False)
+        try:
+            await super().shutdown(grace)
+        finally:
+            self.loop.remove_reader(self._lifeline)
+            if self._note_timer is not None:
+                self._note_timer.cancel()
+
+    def stats(self) -> Stats:
+        """Return what this worker does and has done, and what is known of all."""
+        stats = super().stats()
+        self._row.note(stats.connections, stats.calls)
+        stats.workers = self._row.board.read(monotonic())
+        return stats
+
+    def forget(self, session: Session) -> None:
+        """Take a closed session off the books."""
+        super().forget(session)
+        self._row.connections = self.connection_count
 
     def _note(self) -> None:
-        if self._server is not None:
-            self._write()
-            self._server.loop.call_later(WORKER_NOTE_INTERVAL, self._note)
+        self.counts.running = self.admission.running_count
+        self.counts.waiting = self.admission.waiting_count
+        self._row.note(self.connection_count, self.counts)
+        self._note_timer = self.loop.call_later(WORKER_NOTE_INTERVAL, self._note)
 
-    def _write(self) -> None:
-        if self._server is not None:
-            self._row.note(self._server.connection_count, self._server.current_counts())
+    def _on_acceptable(self) -> None:
+        if leaves_to_others(self.connection_count, self._row.board.connections()):
+            self.loop.remove_reader(self._bound.sock.fileno())
+            self._rest_timer = self.loop.call_later(ACCEPT_YIELD, self._on_nobody_else)
+        else:
+            super()._on_acceptable()
+
+    def _on_nobody_else(self) -> None:
+        """Take what is still there: the others had their time."""
+        self._accept_again()
+        super()._on_acceptable()
+
+    def _welcome(self, accepted: Accepted) -> None:
+        super()._welcome(accepted)
+        self._row.connections = self.connection_count
 
     def _on_supervisor_gone(self) -> None:
-        """Stop as after SIGTERM: nobody would start another worker, nor end this one."""
-        server = self._server
-        if server is None:
-            return
-        server.loop.remove_reader(self._lifeline)
-        logger.error("the supervisor of %s is gone: worker %d stops", server.service.name, os.getpid())
+        self.loop.remove_reader(self._lifeline)
+        logger.error("the supervisor of %s is gone: worker %d stops", self.service.name, os.getpid())
         # Nobody else answers those who wait in the backlog now.
-        self.bound.is_inherited = isinstance(self.bound.address, InheritedAddress)
-        self._stop = server.loop.create_task(server.shutdown())
+        self._bound.is_inherited = isinstance(self._bound.address, InheritedAddress)
+        self._ending = self.loop.create_task(self.shutdown())
