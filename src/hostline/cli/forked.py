@@ -43,8 +43,11 @@ def name_in_child(target: str) -> str:
         _tell_name(target, writer)
     os.close(writer)
     with open(reader, encoding="utf-8") as pipe:
-        name = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        name = pipe.readline().strip()  # a line: what the module forked may hold the pipe open for as long as it likes
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # whoever started us ignores SIGCHLD, and the code is lost
+        code = 0 if name else 1
     if code > 0:
         raise SystemExit(code)
     if code < 0 or not name:
@@ -55,7 +58,7 @@ def name_in_child(target: str) -> str:
 def _tell_name(target: str, writer: int) -> NoReturn:
     code = 1
     try:
-        os.write(writer, loaded_here(target).name.encode())
+        os.write(writer, f"{loaded_here(target).name}\n".encode())
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

@@ -17,7 +17,7 @@ from hostline.rpc.builtin import CallCounts, WorkerStats
 
 __all__ = ["Row", "Scoreboard", "resident_memory"]
 
-# The cells of a row. The pid comes last when a row is filled and goes first when it is emptied: a row without is free.
+# The cells of a row. The pid is filled in last and emptied first: a row without one is free.
 _PID, _STARTED, _MEMORY, _CONNECTIONS, _RESTARTS, _IS_ACCEPTING = range(6)
 _COUNTS: Final = ("running", "waiting", "finished", "failed", "overloaded", "cancelled")
 _FIRST_COUNT: Final = 6

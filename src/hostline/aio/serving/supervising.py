@@ -8,6 +8,7 @@ are all that a restarted worker needs, so that the number of descriptors stays a
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -56,6 +57,10 @@ def check_workers(count: int) -> None:
         raise ValueError(f"workers of {count!r} must be a number of processes from 1 to {MAX_WORKERS}")
     if count > 1 and threading.current_thread() is not threading.main_thread():
         raise LocalProtocolError("worker processes are forked from the main thread, which hears the signals")
+    if count > 1 and asyncio._get_running_loop() is not None:
+        raise LocalProtocolError(
+            "worker processes are forked before there is an event loop; call run from blocking code"
+        )
 
 
 class Supervisor:
@@ -78,6 +83,8 @@ class Supervisor:
         self._rows: dict[int, int] = {}  # pid -> its row in the table
         self._free_rows = list(range(2 * count - 1, -1, -1))  # in a reload each seat has two workers
         self._has_announced = False
+        self._had_terminal = _has_terminal()
+        self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # as nohup has it
 
     def run(self) -> None:
         """Start the workers, keep them running, and return when all have stopped.
@@ -124,7 +131,7 @@ class Supervisor:
             if number in _STOP:
                 self._stop()
             elif number == signal.SIGHUP:
-                self._reload()
+                self._on_hangup()
         for (pid,) in _PID.iter_unpack(_read_all(self._news)):
             self._on_ready(pid)
         for pid in self._decisions.pids:
@@ -168,6 +175,16 @@ class Supervisor:
 
     # --- signals -----------------------------------------------------------------------------------------
 
+    def _on_hangup(self) -> None:
+        """Reload; or stop, as every program does, if the signal came from a terminal that is gone."""
+        if self._had_terminal and not _has_terminal():
+            if not self._ignores_hangup:
+                self._stop()
+        elif self._decisions.reload(monotonic()):
+            logger.info("%s: reload: %d new workers start beside the old ones", self._name, self._count)
+        elif not self._decisions.is_stopping:
+            logger.info("%s: reload: begins when the last one is done and its old workers are gone", self._name)
+
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
         """Have signals write to a pipe instead of doing what they did before."""
@@ -186,12 +203,6 @@ class Supervisor:
     def _stop(self) -> None:
         self._decisions.stop(monotonic())
         self._end_listening()
-
-    def _reload(self) -> None:
-        if self._decisions.reload(monotonic()):
-            logger.info("%s: reload: %d new workers start beside the old ones", self._name, self._count)
-        elif not self._decisions.is_stopping:
-            logger.info("%s: reload: begins when the last one is done and its old workers are gone", self._name)
 
     def _end_listening(self) -> None:
         """Unlink the name, have the workers stop, and send away whoever waits; the lock is free afterwards."""
@@ -263,6 +274,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for fd in (self._heard, self._wakeup, self._news, self._alive):
                 os.close(fd)
+            # What the service forks must not hold the socket, or the address would look alive after our end.
+            os.register_at_fork(after_in_child=self.bound.abandon)
             table = self._board.take(row, started_at, restarts)
             self._work(Worker(self.bound, table, self._lifeline, self._tell_ready))
             code = 0
@@ -274,7 +287,8 @@ class Supervisor:
             _leave(code)
 
     def _tell_ready(self) -> None:
-        os.write(self._tell, _PID.pack(os.getpid()))
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone, which the lifeline tells as well
+            os.write(self._tell, _PID.pack(os.getpid()))
         os.close(self._tell)
 
 
@@ -309,6 +323,15 @@ def _read_all(fd: int) -> bytes:
         while part := os.read(fd, 65536):
             data += part
     return data
+
+
+def _has_terminal() -> bool:
+    """Say whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _signal_name(number: int) -> str:
