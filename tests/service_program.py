@@ -125,7 +125,7 @@ def main() -> None:
         grace=options.grace,
         workers=options.workers,
         loop_factory=factory,
-        on_start=lambda _: print("ready", flush=True),
+        on_start=lambda _: void(os.write(1, b"ready\n")),  # in one piece: several workers may say so at once
     )
 
 

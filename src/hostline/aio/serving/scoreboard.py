@@ -18,9 +18,12 @@ from hostline.rpc.builtin import CallCounts, WorkerStats
 __all__ = ["Row", "Scoreboard", "resident_memory"]
 
 # The cells of a row. The pid is filled in last and emptied first: a row without one is free.
-_PID, _STARTED, _MEMORY, _CONNECTIONS, _RESTARTS, _IS_ACCEPTING = range(6)
+_PID, _STARTED, _MEMORY, _CONNECTIONS, _RESTARTS, _STATE = range(6)
 _COUNTS: Final = ("running", "waiting", "finished", "failed", "overloaded", "cancelled")
 _FIRST_COUNT: Final = 6
+
+_STATES: Final = ("starting", "serving", "stopping")
+_SERVING: Final = _STATES.index("serving")
 _CELLS: Final = _FIRST_COUNT + len(_COUNTS)
 
 
@@ -59,7 +62,7 @@ class Scoreboard:
     def connections(self) -> list[int]:
         """Return the connections of each worker that accepts."""
         cells, end = self._cells, self._rows * _CELLS
-        return [cells[row + _CONNECTIONS] for row in range(0, end, _CELLS) if cells[row + _IS_ACCEPTING]]
+        return [cells[row + _CONNECTIONS] for row in range(0, end, _CELLS) if cells[row + _STATE] == _SERVING]
 
     def read(self, now: float) -> list[WorkerStats]:
         """Return what is known of every worker, in the order of the rows.
@@ -109,9 +112,9 @@ class Row:
         for number, name in enumerate(_COUNTS, start + _FIRST_COUNT):
             cells[number] = getattr(counts, name)
 
-    def accept(self, is_accepting: bool) -> None:
-        """Say whether this process takes new connections."""
-        self._cells[self._start + _IS_ACCEPTING] = is_accepting
+    def tell(self, state: str) -> None:
+        """Say what this process does: `serving`, or `stopping`; it begins with `starting`."""
+        self._cells[self._start + _STATE] = _STATES.index(state)
 
 
 def resident_memory() -> int:

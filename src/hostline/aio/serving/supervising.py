@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
@@ -120,7 +121,8 @@ class Supervisor:
         else:
             if command.order is Order.KILL:
                 logger.warning("%s: worker %d did not stop and is killed", self._name, command.pid)
-            os.kill(command.pid, signal.SIGKILL if command.order is Order.KILL else signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # somebody in this process waited for every child
+                os.kill(command.pid, signal.SIGKILL if command.order is Order.KILL else signal.SIGTERM)
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -158,11 +160,12 @@ class Supervisor:
         self._free_rows.append(row)
         was_reloading = self._decisions.is_reloading
         code = os.waitstatus_to_exitcode(status)
+        pause = self._decisions.ended(pid, monotonic())
         if code == BROKEN_SOCKET:
             self._decisions.fail("the listening socket is of no use any more", monotonic())
-        pause = self._decisions.ended(pid, monotonic())
+            pause = math.inf
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        if pause < float("inf"):
+        if pause < math.inf:
             logger.error("%s: worker %d %s; another starts in %.1f seconds", self._name, pid, how, pause)
         elif was_reloading and not self._decisions.is_reloading:
             logger.error("%s: new worker %d %s; the reload is given up, the old ones go on", self._name, pid, how)
@@ -232,8 +235,8 @@ class Supervisor:
     def _kill_all(self) -> None:
         """End what is left when an error ends the supervisor itself."""
         for pid in self._decisions.pids:
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
     # --- forking -----------------------------------------------------------------------------------------

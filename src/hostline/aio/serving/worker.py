@@ -82,11 +82,11 @@ class WorkerServer(Server):
         await super().start()
         self.loop.add_reader(self._lifeline, self._on_supervisor_gone)
         self._note()
-        self._row.accept(True)
+        self._row.tell("serving")
 
     async def shutdown(self, grace: float | None = None) -> None:
         """Stop; see `Server.shutdown`."""
-        self._row.accept(False)
+        self._row.tell("stopping")
         try:
             await super().shutdown(grace)
         finally:

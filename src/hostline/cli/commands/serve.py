@@ -13,7 +13,7 @@ import typer
 from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
-from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS, MAX_WORKERS
+from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -86,9 +86,7 @@ _Grace = Annotated[
 ]
 _Workers = Annotated[
     int,
-    typer.Option(
-        "--workers", metavar="N", min=1, max=MAX_WORKERS, help="Processes that serve; SIGHUP replaces them by new ones."
-    ),
+    typer.Option("--workers", metavar="N", help="Processes that serve; SIGHUP replaces them by new ones."),
 ]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
 _LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
@@ -116,8 +114,11 @@ def serve(
     """
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")
+    from hostline.aio.serving.supervising import check_workers
     from hostline.cli.loading import load_service
 
+    with checked_values():
+        check_workers(workers)
     loop_factory = _loop_factory(loop)
     _start_logging(log_level)
     if workers == 1:
