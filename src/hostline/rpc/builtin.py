@@ -100,8 +100,8 @@ class CallCounts(msgspec.Struct):
 class WorkerStats(msgspec.Struct):
     """One worker process of a service that has several: what it does now and has done since its start.
 
-    `state` is `starting`, `serving` or `stopping`, `uptime` is in seconds, `memory` is resident bytes (with what it shares with the others), `restarts` counts the
-    workers before it in its place that ended without being told to.
+    `state` is `starting`, `serving` or `stopping`, `uptime` is in seconds, `memory` is resident bytes (with what it
+    shares with the others), `restarts` counts the workers before it in its place that ended without being told to.
     """
 
     pid: int

@@ -77,7 +77,8 @@ class Scoreboard:
             if row[_PID] and row[_PID] == self._cells[start + _PID]:
                 counts = CallCounts(*row[_FIRST_COUNT:])
                 uptime = max(0.0, now - row[_STARTED] / 1e9)
-                found.append(WorkerStats(row[_PID], uptime, row[_MEMORY], row[_CONNECTIONS], row[_RESTARTS], counts))
+                facts = (row[_MEMORY], row[_CONNECTIONS], row[_RESTARTS], counts)
+                found.append(WorkerStats(row[_PID], _STATES[row[_STATE]], uptime, *facts))
         return found
 
 
