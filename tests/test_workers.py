@@ -86,9 +86,11 @@ class Workers(ServerProcess):
 
     def __init__(self, address: Path, count: int, *options: str, log: Path | None = None) -> None:
         super().__init__(address, "--workers", str(count), *options, log=log)
-        if not wait_until(lambda: len(self.pids()) == count, 10):
+        try:
+            assert wait_until(lambda: len(self.pids()) == count, 10), "not all workers became ready"
+        except BaseException:
             self.kill()
-            raise RuntimeError("not all workers became ready")
+            raise
 
     def pids(self) -> list[int]:
         return worker_pids(self.address)
@@ -429,6 +431,48 @@ def test_a_reload_of_broken_code_leaves_the_old_workers(sock_dir: Path) -> None:
         with hostline.connect(address) as line:
             assert line.call("version") == 22
         assert server.stop() == 0
+
+
+def test_new_connections_are_never_refused_in_a_reload(start: Callable[..., Workers], loop: str) -> None:
+    workers = start(2, "--loop", loop)
+    errors: list[BaseException] = []
+    served: set[int] = set()
+    stop = threading.Event()
+
+    def connect_and_call() -> None:
+        while not stop.is_set():
+            try:
+                with hostline.connect(workers.address) as line:
+                    served.add(line.call("pid"))
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=connect_and_call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    seen = set(workers.pids())
+    for _ in range(5):
+        old = workers.pids()
+        workers.signal(signal.SIGHUP)
+        seen |= set(workers.wait_until_new(old, 2))
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert errors == []
+    assert len(seen) == 12
+    assert len(served & seen) > 6
+    workers.finish()
+
+
+def test_a_silent_peer_does_not_hold_a_reload_up(start: Callable[..., Workers]) -> None:
+    workers = start(2)
+    old = workers.pids()
+    with RawClient(workers.address, hello=False) as client:
+        workers.signal(signal.SIGHUP)
+        workers.wait_until_new(old, 2)
+        assert b"is shutting down" in client.read().payload
+    assert wait_until(lambda: not any(map(is_alive, old)), 10)
+    workers.finish()
 
 
 def test_a_reload_lets_what_runs_finish(start: Callable[..., Workers], loop: str) -> None:

@@ -31,6 +31,7 @@ from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
+from hostline.unix.options import unread_size
 from hostline.unix.sockets import has_hung_up
 from hostline.wire.codec import GoawayCode
 from hostline.wire.frame import Flag, Frame, Kind
@@ -317,6 +318,13 @@ class Session:
             self.close()
 
     # --- the end -------------------------------------------------------------------------------------
+
+    def has_read_greeting(self) -> bool:
+        """Say whether the peer has introduced itself, and has read our hello; also if nobody is there any more."""
+        if self._is_closed:
+            return True
+        is_sent = self._protocol.client is not None and not self._outgoing.size and not self._is_flushing
+        return is_sent and unread_size(self._sock) == 0
 
     def drain(self, code: str, reason: str) -> None:
         """Say goodbye, finish what runs, then close."""
