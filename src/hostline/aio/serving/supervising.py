@@ -44,7 +44,7 @@ _HEARD: Final = (*_STOP, signal.SIGHUP, signal.SIGCHLD)
 _PID: Final = struct.Struct("=q")
 
 # The exit code of a worker whose listening socket is of no use any more: it is everybody's.
-BROKEN_SOCKET: Final = 70
+BROKEN_SOCKET: Final = 117
 
 
 def check_workers(count: int) -> None:
@@ -169,7 +169,7 @@ class Supervisor:
             logger.error("%s: worker %d %s; another starts in %.1f seconds", self._name, pid, how, pause)
         elif was_reloading and not self._decisions.is_reloading:
             logger.error("%s: new worker %d %s; the reload is given up, the old ones go on", self._name, pid, how)
-        elif code:
+        elif code not in (0, -signal.SIGTERM):  # told to stop before it had heard of anything, it ends by SIGTERM
             logger.error("%s: worker %d %s", self._name, pid, how)
         else:
             logger.info("%s: worker %d has stopped", self._name, pid)
@@ -283,7 +283,7 @@ class Supervisor:
             self._work(Worker(self.bound, table, self._lifeline, self._tell_ready))
             code = 0
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:
             logger.exception("%s: worker %d failed", self._name, os.getpid())
         finally:
