@@ -34,7 +34,7 @@ from hostline.protocol.accepting import leaves_to_others
 from hostline.rpc.builtin import CallCounts, Stats
 from hostline.unix.address import parse_address
 from hostline.unix.listening import listening_socket
-from tests.cli.running import COMMAND, Running, environment
+from tests.cli.running import COMMAND, Running, abstract_name, environment
 from tests.cli.running import hostline as command
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, run_as
@@ -257,7 +257,8 @@ def test_the_command_prints_them_and_one_process_alone_has_none(sock_dir: Path, 
     assert told.count(b'"memory":') == 2
     workers.finish()
     with ServerProcess(sock_dir / "one") as one:
-        assert stats_of(one.address).workers == []
+        stats = stats_of(one.address)
+        assert (stats.workers, stats.pid) == ([], one.pid), "one process has no supervisor"
         one.signal(signal.SIGTERM)
         assert one.wait() == 0
 
@@ -334,6 +335,43 @@ def test_fifty_restarts_cost_the_supervisor_no_descriptor(start: Callable[..., W
     assert descriptor_count(workers.pid) == before
     assert wait_until(lambda: sorted(map(descriptor_count, workers.pids())) == sorted(own), 5)
     workers.finish()
+
+
+AFTERWARDS = """
+import atexit, os, signal, sys, hostline
+service = hostline.Service("afterwards")
+numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+def state():
+    return len(os.listdir("/proc/self/fd")), [signal.getsignal(n) for n in numbers], signal.set_wakeup_fd(-1)
+before = state()
+pid = os.getpid()
+atexit.register(lambda: os.write(1, b"bye from the parent\\n" if os.getpid() == pid else b"bye from a worker\\n"))
+def started(server):
+    atexit.register(lambda: os.write(1, b"a worker's own\\n"))
+    os.write(1, b"ready\\n")
+print("once")
+service.run(sys.argv[1], workers=2, on_start=started)
+print(state() == before, os.getpid() == pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_run_returns_in_the_parent_alone_with_everything_as_it_was(sock_dir: Path, is_abstract: bool) -> None:
+    address = abstract_name() if is_abstract else str(sock_dir / "s")
+    with subprocess.Popen(
+        [sys.executable, "-c", AFTERWARDS, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    ) as server:
+        assert server.stdout is not None
+        assert sorted(server.stdout.readline() for _ in range(3)) == [b"once\n", b"ready\n", b"ready\n"]
+        assert wait_until(lambda: len(worker_pids(address)) == 2, 10)
+        server.terminate()
+        rest = server.stdout.read().decode().splitlines()
+        assert server.wait(10) == 0
+    assert rest == ["a worker's own", "a worker's own", "True True", "bye from the parent"]
+    listening_socket(parse_address(address)).close()
 
 
 FAILING = """
