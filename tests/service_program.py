@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import hostline
+from hostline.protocol import supervision
 
 
 def make_service(write: Callable[[str], None]) -> hostline.Service:
@@ -99,11 +100,17 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--grace", type=float, default=8.0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--settled", type=float, help="seconds after which a worker's end is followed by a start at once"
+    )
     parser.add_argument("--nofile", type=int, help="the limit of open descriptors")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     if options.nofile:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
+    if options.settled is not None:
+        supervision.WORKER_SETTLED = options.settled
     journal = os.open(options.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     factory = None
     if options.loop == "uvloop":
@@ -116,8 +123,9 @@ def main() -> None:
         queue=options.queue,
         threads=options.threads,
         grace=options.grace,
+        workers=options.workers,
         loop_factory=factory,
-        on_start=lambda _: print("ready", flush=True),
+        on_start=lambda _: void(os.write(1, b"ready\n")),  # in one piece: several workers may say so at once
     )
 
 

@@ -20,6 +20,7 @@
     +-- DescriptorError (OSError)              a descriptor is missing, unwanted or of the wrong kind
     +-- InvalidMessageError (ValueError)       a channel's message cannot be encoded, or is of another type
     +-- PeerRefusedError (PermissionError)     identity: the rules do not admit this peer, or this server
+    +-- WorkersFailedError (RuntimeError)      worker processes cannot be started, or can never accept again
     +-- ProtocolError (ValueError)
     |   +-- LocalProtocolError                 this program used the connection wrongly
     |   +-- RemoteProtocolError                the peer broke the protocol
@@ -79,6 +80,7 @@ __all__ = [
     "TruncatedError",
     "UnavailableError",
     "UnsafeDirectoryError",
+    "WorkersFailedError",
 ]
 
 
@@ -249,6 +251,23 @@ class PeerRefusedError(HostlineError, PermissionError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class WorkersFailedError(HostlineError, RuntimeError):
+    """Report that the worker processes of a service cannot do their work, so that starting more of them is no use.
+
+    Attributes:
+        service: The service's name.
+        reason: What happened; what the workers said of it stands in the log.
+    """
+
+    def __init__(self, service: str, reason: str) -> None:
+        super().__init__(service, reason)
+        self.service = service
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.reason}"
 
 
 # --- the protocol ------------------------------------------------------------------------------------

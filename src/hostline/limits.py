@@ -177,6 +177,34 @@ TAKEOVER_PAUSE = 0.05
 
 # Connections to one control socket at once. Only this user and root get that far.
 MAX_SUCCESSORS = 8
+# --- worker processes ------------------------------------------------------------------------------
+
+# Worker processes of one service. Each has an event loop and the service's whole memory, so more than the host has
+# cores gives nothing; the bound turns a slip of the finger into an error instead of ten thousand forks.
+MAX_WORKERS = 256
+
+# First and longest pause before a worker that died soon after its start is started again, doubled each time and
+# jittered; and how many seconds a worker must live for the pauses to begin anew. Without them a worker that dies at its
+# start is forked hundreds of times a second; systemd's RestartSec is 0.1 seconds as well.
+WORKER_RESTART_FIRST = 0.1
+WORKER_RESTART_LONGEST = 10.0
+WORKER_SETTLED = 10.0
+
+# Seconds beyond its grace time after which a worker that was told to stop is killed. It cancels what runs at the end of
+# the grace time by itself and gives that a moment twice; only one that hears nothing any more is still there.
+WORKER_KILL_MARGIN = 3.0
+
+# Seconds that a worker which is to stop waits for the hello of those it has just accepted. Sent away before they are
+# greeted, their connect would fail in the middle of a reload; a peer that says nothing must not hold the stop up.
+WORKER_GREETING_TIMEOUT = 1.0
+
+# Seconds between two notes of a worker in the table that `hostline.stats` shows: a note costs some microseconds, so
+# that a worker without work stays asleep for all but a hundredth of a per cent.
+WORKER_NOTE_INTERVAL = 0.5
+
+# Seconds that a worker leaves a new connection to the others while one of them has fewer. All are woken for each, and
+# whoever runs first would take most of a burst: 64 connections fell on four workers as 2, 2, 26 and 34.
+ACCEPT_YIELD = 0.001
 
 # --- the blocking client's pool ----------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from hostline import limits
 from hostline.unix.oserrors import printable
 
-__all__ = ["AcceptDecision", "Accepting"]
+__all__ = ["AcceptDecision", "Accepting", "leaves_to_others"]
 
 # The process or the host lacks something that comes back by itself. accept(2) names these four.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -112,3 +113,13 @@ class Accepting:
             f"accept on {printable(self.address)}: {os.strerror(number or 0).lower()} ({name}){times}; "
             f"new connections wait in the backlog {until}"
         )
+
+
+def leaves_to_others(own: int, others: Iterable[int]) -> bool:
+    """Say whether a process leaves a new connection to those that accept on the same socket, for a moment.
+
+    Args:
+        own: Connections that it has.
+        others: Connections of each process that accepts; its own number may be among them.
+    """
+    return own > min(others, default=own)

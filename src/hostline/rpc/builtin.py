@@ -23,6 +23,7 @@ __all__ = [
     "ParameterDescription",
     "ServiceDescription",
     "Stats",
+    "WorkerStats",
     "check_health",
     "describe_service",
 ]
@@ -96,8 +97,28 @@ class CallCounts(msgspec.Struct):
     cancelled: int = 0
 
 
+class WorkerStats(msgspec.Struct):
+    """One worker process of a service that has several: what it does now and has done since its start.
+
+    `state` is `starting`, `serving` or `stopping`, `uptime` is in seconds, `memory` is resident bytes (with what it
+    shares with the others), `restarts` counts the workers before it in its place that ended without being told to.
+    """
+
+    pid: int
+    state: str
+    uptime: float
+    memory: int
+    connections: int
+    restarts: int
+    calls: CallCounts
+
+
 class Stats(msgspec.Struct):
-    """What the service does now and has done: connections, calls, and finished calls by method."""
+    """What the service does now and has done: connections, calls, and finished calls by method.
+
+    Where a service has several worker processes, these are the numbers of the one that answers, and `workers` has those
+    of all, itself among them; the others' are half a second old at most, unless they are kept from noting them.
+    """
 
     service: str
     pid: int
@@ -107,6 +128,7 @@ class Stats(msgspec.Struct):
     connections_refused: int
     calls: CallCounts
     methods: dict[str, int]
+    workers: list[WorkerStats] = []
 
 
 def check_health(service: ServiceBase, uptime: float) -> Health:

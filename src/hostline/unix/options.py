@@ -6,9 +6,12 @@ Sets them and says whether the kernel could; what the messages then carry is rea
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 import sys
+import termios
 
 from hostline.limits import HARD_MAX_FDS
 from hostline.unix.address import SocketType
@@ -23,6 +26,7 @@ __all__ = [
     "forget_options",
     "largest_packet",
     "mark_packets",
+    "unread_size",
 ]
 
 _IS_LINUX = sys.platform == "linux"
@@ -137,3 +141,14 @@ def allow_credentials(sock: socket.socket) -> None:
     except (OSError, AttributeError) as error:
         reason = error if isinstance(error, OSError) else OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
         raise translate(reason, "setsockopt", "datagram", "") from error
+
+
+def unread_size(sock: socket.socket) -> int:
+    """Return what was sent and not yet read by the peer, in bytes of the kernel's memory; 0 where it does not tell.
+
+    Args:
+        sock: A connected socket.
+    """
+    if not _IS_LINUX:
+        return 0
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])

@@ -4,6 +4,8 @@ Stopping: the name is unlinked, so that nobody new comes; connections that wait 
 away with a farewell instead of a reset; every session says goodbye, naming the last call it answers, and what runs gets
 `grace` seconds. A caller whose call came later knows that it was not run. Taken over by a successor: the same, but the
 name and the backlog are that one's, which accepts already.
+
+More than 400 lines, because every way to stop has to know how each part was started.
 """
 
 from __future__ import annotations
@@ -51,6 +53,10 @@ class Server:
         allow: Who may connect; the socket's own rule (what its mode says) when left out.
         settings: The bounds.
     """
+
+    # Connections accepted in one turn, and where the log says that it serves and has stopped; a worker has others.
+    _accept_batch = ACCEPT_BATCH
+    _log_level = logging.INFO
 
     def __init__(
         self, service: ServiceBase, bound: Bound, *, allow: Peers | None = None, settings: ServerSettings | None = None
@@ -119,7 +125,7 @@ class Server:
         _live.add(self)
         if self.settings.offer_takeover:
             self._offering = Offering(self.loop, self._bound, self.service.name, self._taken_over)
-        logger.info("serving %s on %s", self.service.name, self.address)
+        logger.log(self._log_level, "serving %s on %s", self.service.name, self.address)
 
     async def wait_closed(self) -> None:
         """Wait until the server has stopped.
@@ -161,7 +167,7 @@ class Server:
             self._bound.close()
             self._closed.set()
             _live.discard(self)
-            logger.info("%s on %s stopped", self.service.name, self.address)
+            logger.log(self._log_level, "%s on %s stopped", self.service.name, self.address)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -175,7 +181,7 @@ class Server:
     # --- accepting -------------------------------------------------------------------------------------
 
     def _on_acceptable(self) -> None:
-        for _ in range(ACCEPT_BATCH):
+        for _ in range(self._accept_batch):
             try:
                 accepted = self._accept()
             except OSError as error:

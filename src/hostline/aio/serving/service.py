@@ -8,11 +8,15 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.supervising import BROKEN_SOCKET, Supervisor, check_workers
 from hostline.aio.serving.takeover import listen_or_take_over
+from hostline.aio.serving.worker import Worker, WorkerServer
+from hostline.errors import SocketError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
@@ -25,9 +29,11 @@ from hostline.rpc.settings import ServerSettings
 from hostline.rpc.takeover.asking import Wanted
 from hostline.unix.address import Address, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.listening import Bound
+from hostline.unix.listening import Bound, listening_socket
 
-__all__ = ["Service", "Serving"]
+__all__ = ["Service", "Serving", "run_in_workers"]
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Serving:
@@ -151,6 +157,7 @@ class Service(ServiceBase):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         takeover: bool = False,
         offer_takeover: bool = True,
+        workers: int = 1,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         on_start: Callable[[Server], None] | None = None,
     ) -> None:
@@ -172,28 +179,115 @@ class Service(ServiceBase):
             max_frame_size: See `serve`.
             takeover: See `serve`.
             offer_takeover: See `serve`.
+            workers: Processes that serve, forked before any of them has a loop; each has the bounds above for itself.
+                SIGHUP replaces them by new ones without refusing anybody. 1 serves in this process.
             loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
-            on_start: Called once the socket accepts connections.
+            on_start: Called once the socket accepts connections; where there are several workers, in each of them.
 
         Raises:
             AddressError: The address, or the mode for it, cannot be used.
             AddressInUseError: A live server holds the address; with `takeover`, it could not be taken over.
+            ValueError: There cannot be so many workers, or they are to take over a socket, which one process does.
+            WorkersFailedError: No worker became ready, or none can accept any more.
+            LocalProtocolError: Several workers are started from another thread than the main one.
         """
-        serving = self.serve(
-            address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
-            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size, takeover=takeover,
-            offer_takeover=offer_takeover,
+        check_workers(workers)
+        if workers == 1:
+            serving = self.serve(
+                address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
+                queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size, takeover=takeover,
+                offer_takeover=offer_takeover,
+            )  # fmt: skip
+            _run_on(loop_factory, serving, on_start, _SIGNALS)
+            return
+        if takeover:
+            raise ValueError(f"takeover with {workers} workers: several processes are renewed by SIGHUP instead")
+        run_in_workers(
+            self.name, lambda: self, address, count=workers, mode=mode, owner=owner, group=group, backlog=backlog,
+            allow=allow, settings=ServerSettings(concurrency, queue, threads, grace, max_frame_size),
+            loop_factory=loop_factory, on_start=on_start,
         )  # fmt: skip
-        loop = (loop_factory or asyncio.new_event_loop)()
+
+
+def run_in_workers(
+    name: str,
+    load: Callable[[], Service],
+    address: str | os.PathLike[str] | Address | None = None,
+    *,
+    count: int,
+    mode: int | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+    backlog: int | None = None,
+    allow: Peers | None = None,
+    settings: ServerSettings,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    on_start: Callable[[Server], None] | None = None,
+) -> None:
+    """Serve in several processes until SIGTERM or SIGINT, finish what runs, and return.
+
+    Args:
+        name: The service's name, also its address unless another is given.
+        load: Returns the service; called in each worker process, so that what it imports is fresh after a reload.
+        address: As for `Service.run`, like everything not listed here.
+        count: Worker processes.
+        mode: See `Service.run`.
+        owner: See `Service.run`.
+        group: See `Service.run`.
+        backlog: See `Service.run`.
+        allow: See `Service.run`.
+        settings: The bounds of each worker.
+        loop_factory: See `Service.run`.
+        on_start: See `Service.run`.
+
+    Raises:
+        WorkersFailedError: No worker became ready, or none can accept any more.
+    """
+    check_workers(count)
+    where = parse_address(name if address is None else address)
+    settings = replace(settings, offer_takeover=False)  # the socket is the supervisor's
+
+    def work(worker: Worker) -> None:
+        service = load()
+
+        def started(server: Server) -> None:
+            if on_start is not None:
+                on_start(server)
+            worker.tell_ready()
+
+        async def make() -> Server:
+            return WorkerServer(service, worker, allow=allow, settings=settings)
+
+        serving = Serving(make)
         try:
-            # The signals first: a server that can be seen can also be told to stop. And last: what is left is ended.
-            with _StopSignals(loop) as signals:
-                try:
-                    loop.run_until_complete(_run(serving, on_start, signals))
-                finally:
-                    _end_tasks(loop)
-        finally:
-            loop.close()
+            # SIGINT is the supervisor's: the terminal sends it to all.
+            _run_on(loop_factory, serving, started, (signal.SIGTERM,))
+        except SocketError as error:
+            if error.operation != "accept":
+                raise
+            raise SystemExit(BROKEN_SOCKET) from error
+
+    bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
+    Supervisor(name, bound, count, grace=settings.grace, work=work).run()
+
+
+def _run_on(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+    serving: Serving,
+    on_start: Callable[[Server], None] | None,
+    numbers: tuple[signal.Signals, ...],
+) -> None:
+    """Serve on a loop of its own until one of the signals."""
+    loop = (loop_factory or asyncio.new_event_loop)()
+    try:
+        # The signals first: a server that can be seen can also be told to stop. And last: what is left is ended.
+        with _StopSignals(loop, numbers) as signals:
+            try:
+                loop.run_until_complete(_run(serving, on_start, signals))
+            finally:
+                _end_tasks(loop)
+    finally:
+        loop.close()
 
 
 async def _run(serving: Serving, on_start: Callable[[Server], None] | None, signals: _StopSignals) -> None:
@@ -233,21 +327,20 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
 class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
     """Turn SIGTERM and SIGINT into a shutdown; the second one ends what still runs."""
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, numbers: tuple[signal.Signals, ...]) -> None:
         # One of the two is set before the loop turns for the first time, and so before any signal is heard.
         self.starting: asyncio.Task[Any] | None = None
         self.server: Server | None = None
         self.is_stopped = False
         self._loop = loop
+        self._numbers = numbers
         self._before: dict[int, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
         if self._is_main:  # elsewhere Python delivers no signals: the program around decides when to stop
-            for number in self._SIGNALS:
+            for number in self._numbers:
                 self._before[number] = signal.getsignal(number)
                 self._loop.add_signal_handler(number, self._stop)
         return self

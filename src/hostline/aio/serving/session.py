@@ -37,7 +37,7 @@ from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds
+from hostline.unix.options import allow_fds, unread_size
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
@@ -381,6 +381,13 @@ class Session:
             self.close()
 
     # --- the end -------------------------------------------------------------------------------------
+
+    def has_read_greeting(self) -> bool:
+        """Say whether the peer has introduced itself, and has read our hello; also if nobody is there any more."""
+        if self._is_closed:
+            return True
+        is_sent = self._protocol.client is not None and not self._outgoing.size and not self._is_flushing
+        return is_sent and unread_size(self._sock) == 0
 
     def drain(self, code: str, reason: str) -> None:
         """Say goodbye, finish what runs, then close."""

@@ -26,6 +26,7 @@ Examples:
   hostline serve ./payments.py:payments --concurrency 10 --loop uvloop
   hostline serve shop.orders:orders --address /run/shop/orders.sock --mode 0660 --group shop
   hostline serve ./payments.py:payments --takeover       the new version, in place of the one that runs
+  hostline serve ./payments.py:payments --workers 4      kill -HUP brings new code
   hostline serve shop.orders:orders --address fd:3       on a socket that systemd opened
 """
 
@@ -84,6 +85,10 @@ _Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Wo
 _Grace = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
 ]
+_Workers = Annotated[
+    int,
+    typer.Option("--workers", metavar="N", help="Processes that serve; SIGHUP replaces them by new ones."),
+]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
 _Takeover = Annotated[
     bool,
@@ -112,6 +117,7 @@ def serve(
     grace: _Grace = DEFAULT_GRACE,
     takeover: _Takeover = False,
     no_offer: _NoOffer = False,
+    workers: _Workers = 1,
     loop: _Loop = LoopKind.ASYNCIO,
     log_level: _LogLevel = LogLevel.INFO,
 ) -> None:
@@ -123,24 +129,49 @@ def serve(
     """
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")
+    from hostline.aio.serving.supervising import check_workers
     from hostline.cli.loading import load_service
 
+    with checked_values():
+        check_workers(workers)
     loop_factory = _loop_factory(loop)
     _start_logging(log_level)
-    service = load_service(target)
+    if workers == 1:
+        service = load_service(target)
+        with checked_values():
+            service.run(
+                address,
+                mode=permissions,
+                owner=account(owner),
+                group=account(group),
+                backlog=backlog,
+                concurrency=concurrency,
+                queue=queue,
+                threads=threads,
+                grace=limit,
+                takeover=takeover,
+                offer_takeover=not no_offer,
+                loop_factory=loop_factory,
+            )
+        return
+    if takeover:
+        raise CommandError("--takeover is for one process; several are renewed in place: kill -HUP the supervisor")
+    from hostline.aio.serving.service import run_in_workers
+    from hostline.cli.forked import loaded_here, name_in_child
+    from hostline.rpc.settings import ServerSettings
+
+    name = name_in_child(target)
     with checked_values():
-        service.run(
+        run_in_workers(
+            name,
+            lambda: loaded_here(target),
             address,
+            count=workers,
             mode=permissions,
             owner=account(owner),
             group=account(group),
             backlog=backlog,
-            concurrency=concurrency,
-            queue=queue,
-            threads=threads,
-            grace=limit,
-            takeover=takeover,
-            offer_takeover=not no_offer,
+            settings=ServerSettings(concurrency, queue, threads, limit),
             loop_factory=loop_factory,
         )
 

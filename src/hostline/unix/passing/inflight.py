@@ -7,14 +7,12 @@ with descriptors never shares its piece of that memory with an earlier one.
 
 from __future__ import annotations
 
-import fcntl
 import resource
 import socket
-import sys
-import termios
 from collections import deque
 
 from hostline.limits import MAX_FDS_IN_FLIGHT, MIN_FDS_IN_FLIGHT
+from hostline.unix.options import unread_size
 
 __all__ = ["FdsInFlight", "most_in_flight"]
 
@@ -54,11 +52,6 @@ class FdsInFlight:
     def _forget_taken(self) -> None:
         if not self._counts:
             return
-        if sys.platform == "linux":
-            waiting = bytearray(4)
-            fcntl.ioctl(self._sock, termios.TIOCOUTQ, waiting)
-            most = int.from_bytes(waiting, sys.byteorder) // _LEAST
-        else:
-            most = 0  # nothing can be known: only the kernel's own bound holds
+        most = unread_size(self._sock) // _LEAST  # 0 where nothing is known: then only the kernel's own bound holds
         while len(self._counts) > most:
             self._counts.popleft()
