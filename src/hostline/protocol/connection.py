@@ -87,6 +87,26 @@ class _Connection:
         return self._decoder.is_partial
 
     @property
+    def reserved_size(self) -> int:
+        """Bytes of the frame that has begun to arrive, counted whole; 0 without one."""
+        return self._decoder.reserved_size
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """A value that changes whenever something has arrived."""
+        return self._decoder.frame_count, self._decoder.buffered_size
+
+    @property
+    def answers_pings(self) -> bool:
+        """Whether the peer has said that it does."""
+        return "ping" in self._features and self.state in (State.OPEN, State.CLOSING)
+
+    def reassure(self) -> None:
+        """Queue a PONG that nobody asked for: a sign of life to a peer that is not read for a while."""
+        if self.answers_pings:
+            self._pong()
+
+    @property
     def frame_count(self) -> int:
         """Frames that arrived complete so far, of any kind."""
         return self._decoder.frame_count
@@ -490,6 +510,11 @@ class ServerConnection(_Connection):
             self.go_away(GoawayCode.PROTOCOL, str(error))
             raise
         return events
+
+    @property
+    def last_call_id(self) -> int:
+        """The highest id of a call so far, 0 before the first."""
+        return self._last_call_id
 
     def finish(self, call_id: int) -> bool:
         """Take a call out of flight; False if it was answered before, and nothing may be sent for it."""

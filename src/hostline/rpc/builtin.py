@@ -23,6 +23,7 @@ __all__ = [
     "ParameterDescription",
     "ServiceDescription",
     "Stats",
+    "UserStats",
     "check_health",
     "describe_service",
 ]
@@ -96,8 +97,22 @@ class CallCounts(msgspec.Struct):
     cancelled: int = 0
 
 
+class UserStats(msgspec.Struct):
+    """What one user's connections cost the service now; a user who costs nothing is not listed.
+
+    `bytes` are those kept for them: begun frames, arguments of calls that wait, answers that are not read.
+    """
+
+    uid: int
+    connections: int
+    running: int
+    waiting: int
+    bytes: int
+    descriptors: int
+
+
 class Stats(msgspec.Struct):
-    """What the service does now and has done: connections, calls, and finished calls by method."""
+    """What the service does now and has done: connections, calls, finished calls by method, what each user costs."""
 
     service: str
     pid: int
@@ -107,6 +122,7 @@ class Stats(msgspec.Struct):
     connections_refused: int
     calls: CallCounts
     methods: dict[str, int]
+    users: list[UserStats] = []
 
 
 def check_health(service: ServiceBase, uptime: float) -> Health:

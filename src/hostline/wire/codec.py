@@ -140,6 +140,7 @@ class GoawayCode:
     PROTOCOL: Final = "protocol"
     TIMEOUT: Final = "timeout"
     LIMIT: Final = "limit"
+    BUSY: Final = "busy"
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):

@@ -155,6 +155,16 @@ class FrameDecoder:
         """Whether a frame has begun and is not complete."""
         return bool(self._buffer)
 
+    @property
+    def reserved_size(self) -> int:
+        """Bytes of a frame that has begun, as a whole; those of a header until that is known, and 0 without one."""
+        return self._needed if self._buffer else 0
+
+    @property
+    def buffered_size(self) -> int:
+        """Bytes that are here of a frame that is not complete."""
+        return len(self._buffer)
+
     def expect_frames(self) -> None:
         """Apply the full bound: the peer has said hello."""
         self._limit = self._max_frame_size
