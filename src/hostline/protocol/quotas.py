@@ -7,22 +7,26 @@ back when it is over, so that one user at a bound is stopped and no other notice
              arguments of waiting calls; items of arguments that no handler has taken yet
     unread   answers and items that the peer has not read
 
-An account whose bytes together reach the bound is full: of its connections only those are read that are in the middle
-of a frame, whose room is counted already, and those whose running calls have streams, for these may wait for just that.
-Nothing is cut off for it: a frame that was begun can always be completed, a completed call only moves from one kind of
-kept bytes to another, and calls that wait go on being started, which frees their arguments. What keeps those from adding
-answers without end: an account whose unread bytes alone reach half the bound is choked. None of its waiting calls
-starts, and while it is full as well nothing of it is read, until its peers have read down to a quarter. That is theirs
-to do; whoever does not is cut off after the time for slow readers.
+Nobody is cut off for reaching the bound; what happens is that less is begun, step by step:
 
-So a full account comes free by what the server does, or by what the peer is due to do within a time limit; see
-docs/design/decisions.md for the cases.
+    choked   unread bytes reach half the bound, until they fall to a quarter: of the connections that leave something
+             unread none is read, and none of their calls starts
+    full     kept and unread bytes reach the bound: a connection that itself keeps something is read only in the middle
+             of a frame, whose room is counted already, or if its running calls have streams, for these may wait for
+             just that
+    over     they reach twice the bound, until they fall to seven quarters: the same for all connections. Up to here one
+             faulty connection does not stop the others of its user
+    closed   unread bytes reach three halves of the bound, until they fall to the bound: nothing is read, nothing starts
+
+A frame that was begun can always be completed. A completed call only moves from one kind of kept bytes to another.
+Calls that wait go on being started, which frees their arguments, unless too much is unread; that is for the peer to
+read, and whoever does not is cut off after the time for slow readers. So a full account comes free by what the server
+does, or by what the peer is due to do within a time limit; see docs/design/decisions.md for the cases.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,10 +85,12 @@ class Account:
         calls: Calls that run and wait.
         thread_count: Of the calls that run, those that were given to worker threads.
         backlog: Work for threads behind them.
-        is_full: Whether kept and unread bytes reach the bound together.
-        is_choked: Whether unread bytes reached half of it, and have not fallen to a quarter since.
-        holdings: What makes up the bytes, by connection.
-        line: Connections that are not read now.
+        is_full: See the module's theory, like the next three.
+        is_over: The same.
+        is_choked: The same.
+        is_closed: The same.
+        holdings: What its connections hold.
+        line: Those of them that are not read now.
     """
 
     __slots__ = (
@@ -95,7 +101,9 @@ class Account:
         "descriptors",
         "holdings",
         "is_choked",
+        "is_closed",
         "is_full",
+        "is_over",
         "kept",
         "line",
         "thread_count",
@@ -114,9 +122,11 @@ class Account:
         self.thread_count = 0
         self.backlog: deque[Any] = deque()
         self.is_full = False
+        self.is_over = False
         self.is_choked = False
-        self.holdings: dict[Any, Holding] = {}
-        self.line: OrderedDict[Any, None] = OrderedDict()  # owners that are not read now
+        self.is_closed = False
+        self.holdings: set[Holding] = set()
+        self.line: OrderedDict[Holding, None] = OrderedDict()
 
     @property
     def is_zero(self) -> bool:
@@ -133,68 +143,74 @@ class Account:
             or self.backlog
         )
 
-    def may_read(self, owner: Any, is_begun: bool) -> bool:
+    def may_read(self, holding: Holding, is_begun: bool) -> bool:
         """Say whether a connection may be read now; if not, `ready` names it when that may have changed.
 
         Args:
-            owner: The connection.
+            holding: What it holds.
             is_begun: Whether it is in the middle of a frame, or has a running call with streams.
         """
-        if not self.is_full or (is_begun and not self.is_choked):
-            self.line.pop(owner, None)
+        if not self.is_full or (not self.is_closed and (is_begun or (holding.is_zero and not self.is_over))):
+            self.line.pop(holding, None)
             return True
-        self.line[owner] = None
+        self.line[holding] = None
         return False
 
     def settle(self, holding: Holding, kept: int, unread: int) -> bool:
         """Charge what a connection holds now instead of what it held before.
 
         Returns:
-            Whether `is_choked` changed.
+            Whether the account's state changed, so that something is to be held or may go on.
         """
         self.kept += kept - holding.kept
         self.unread += unread - holding.unread
         holding.kept, holding.unread = kept, unread
         most = self.bounds.buffered_per_uid
-        self.is_full = self.kept + self.unread >= most
-        if self.is_choked:
-            if self.unread > most // 4:
-                return False
-        elif self.unread < most // 2:
-            return False
-        self.is_choked = not self.is_choked
-        return True
+        total = self.kept + self.unread
+        self.is_full = total >= most
+        before = (self.is_over, self.is_choked, self.is_closed)
+        self.is_over = total >= 2 * most or (self.is_over and total > 7 * most // 4)
+        self.is_choked = self.unread >= most // 2 or (self.is_choked and self.unread > most // 4)
+        self.is_closed = self.unread >= 3 * most // 2 or (self.is_closed and self.unread > most)
+        return before != (self.is_over, self.is_choked, self.is_closed)
 
-    def ready(self, is_changed: bool = False) -> Iterable[Any]:
-        """Return the connections that are to be read on now: one at a time, for it may fill the account again.
+    def ready(self, is_changed: bool = False) -> list[Holding]:
+        """Return whose connections are to be read on now: one at a time, for it may fill the account again.
 
         Args:
-            is_changed: Whether `is_choked` just changed.
+            is_changed: Whether the account's state just changed.
         """
-        if not self.line or (self.is_full and self.is_choked):
-            return ()
+        if not self.line:
+            return []
         if not self.is_full:
-            return (self.line.popitem(last=False)[0],)
-        return list(self.line) if is_changed else ()  # some may be read all the same: they ask `may_read` again
+            return [self.line.popitem(last=False)[0]]
+        return list(self.line) if is_changed else []  # some may be read all the same: they ask `may_read` again
 
 
 class Holding:
     """What is charged for one connection.
 
     Attributes:
+        owner: The connection.
         account: To whom.
         kept: Bytes on their way to a handler.
         unread: Bytes that wait to be read.
         descriptors: Descriptors that arrived and were not taken, or wait to be sent.
     """
 
-    __slots__ = ("account", "descriptors", "kept", "unread")
+    __slots__ = ("account", "descriptors", "kept", "owner", "unread")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, owner: Any, account: Account) -> None:
+        self.owner = owner
         self.account = account
         self.kept = 0
         self.unread = 0
         self.descriptors = 0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether no bytes are charged."""
+        return not (self.kept or self.unread)
 
     def charge_descriptors(self, count: int) -> bool:
         """Charge descriptors; False, and nothing is charged, if there would be more than a user may have."""
@@ -267,7 +283,7 @@ class Quotas:
             del self._buckets[uid]
 
     def log_line(self, reason: str, now: float) -> str | None:
-        """Return a line for the log about a connection sent away; once a second, otherwise None, so that none floods it."""
+        """Return a line for the log about a connection sent away, or None: one a second, so that nobody floods it."""
         if now < self._next_line:
             self._unsaid += 1
             return None
@@ -282,16 +298,17 @@ class Quotas:
             account = self.accounts[uid] = Account(uid, self.bounds)
         account.connections += 1
         self.connections += 1
-        holding = account.holdings[owner] = Holding(account)
+        holding = Holding(owner, account)
+        account.holdings.add(holding)
         return holding
 
-    def close(self, owner: Any, holding: Holding) -> bool:
-        """Give back everything that a connection was charged; whether `is_choked` changed."""
+    def close(self, holding: Holding) -> bool:
+        """Give back everything that a connection was charged; whether the account's state changed."""
         account = holding.account
         changed = account.settle(holding, 0, 0)
         holding.release_descriptors(holding.descriptors)
-        del account.holdings[owner]
-        account.line.pop(owner, None)
+        account.holdings.discard(holding)
+        account.line.pop(holding, None)
         account.connections -= 1
         self.connections -= 1
         self.forget(account)

@@ -51,7 +51,7 @@ class Accounts:
     def close(self, session: Session) -> None:
         """Give back everything that a connection was charged: the one place where that is done."""
         account = session.holding.account
-        changed = self.quotas.close(session, session.holding)
+        changed = self.quotas.close(session.holding)
         self._follow(account, changed)
 
     # --- bytes -----------------------------------------------------------------------------------------
@@ -63,23 +63,20 @@ class Accounts:
         changed = account.settle(holding, kept, unread)
         if changed or account.line:
             self._follow(account, changed)
-        if unread and account.is_choked:
-            session.watch_reader()
 
     def _follow(self, account: Account, changed: bool) -> None:
         if changed:
-            self._server.admission.hold_group(account.calls, account.is_choked)
-            if account.is_choked:
-                for session in account.holdings:
-                    session.watch_reader()
-            else:
-                self._server.start_waiting()
+            self._server.admission.hold_group(account.calls, account.is_closed)
+            for holding in account.holdings:
+                if holding.unread:
+                    self._server.loop.call_soon(holding.owner.regulate)
+            self._server.loop.call_soon(self._server.start_waiting)
         self.go_on(account, changed)
 
     def go_on(self, account: Account, changed: bool = False) -> None:
         """Read on where it is possible again."""
-        for session in account.ready(changed):
-            self._server.loop.call_soon(session.read_on)
+        for holding in account.ready(changed):
+            self._server.loop.call_soon(holding.owner.read_on)
 
     # --- calls -----------------------------------------------------------------------------------------
 

@@ -188,7 +188,7 @@ class Session:
     def _may_read(self) -> bool:
         """Whether this peer is read though its user's account is full."""
         is_begun = bool(self._kept) or self._protocol.is_partial or self._calls.has_running_streams()
-        return self.holding.account.may_read(self, is_begun)
+        return self.holding.account.may_read(self.holding, is_begun)
 
     def read_on(self) -> None:
         """Read on: the user's account has room again."""
@@ -258,7 +258,7 @@ class Session:
         """Read on, if there is room again and the events already read are taken."""
         if not self._is_paused or self._is_closed or self._turn is not None:
             return
-        if self._outgoing.size > LOW_WATER or self._calls.is_full():
+        if self.is_held or self._outgoing.size > LOW_WATER or self._calls.is_full():
             return
         if self.holding.account.is_full and not self._may_read():
             return
@@ -318,8 +318,10 @@ class Session:
             if not self._is_writing:
                 self._write()
             self.settle()
+            if self.holding.account.is_choked:
+                self.regulate()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
-            self._regulate()
+            self.regulate()
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
         """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
@@ -332,7 +334,7 @@ class Session:
     def _on_writable(self) -> None:
         self._write()
         self.settle()
-        self._regulate()
+        self.regulate()
 
     def _write(self) -> None:
         outgoing = self._outgoing
@@ -351,17 +353,18 @@ class Session:
             self._is_writing = False
             self._loop.remove_writer(self._fd)
 
-    def _regulate(self) -> None:
+    def regulate(self) -> None:
         """Hold or resume this peer's calls by how much it leaves unread, and close when it is drained."""
         if self._is_closed:
             return
-        if self._outgoing.size > HIGH_WATER:
+        if self._is_behind():
             self._pause()  # pings want answers too: nothing more is read from a peer that reads nothing
             if not self.is_held:
                 self.is_held = True
                 self._server.admission.hold(self, self.holding.account.calls)
                 self._calls.hold_streams()
-                self.watch_reader()
+                if self._reader is None:
+                    self._reader = ReaderWatch(self, self._outgoing, SLOW_READER_TIMEOUT)
         elif self.is_held and self._outgoing.size <= LOW_WATER:
             self.is_held = False
             self._server.admission.resume(self, self.holding.account.calls)
@@ -372,14 +375,10 @@ class Session:
         if self._is_draining and not self._calls.open and not self._outgoing.size and not self._kept:
             self.close()
 
-    def watch_reader(self) -> None:
-        """Begin to watch that the peer reads what it is due to read; nothing happens if that is watched already."""
-        if self._reader is None and self.is_left_unread():
-            self._reader = ReaderWatch(self, self._outgoing, SLOW_READER_TIMEOUT)
-
-    def is_left_unread(self) -> bool:
-        """Whether the peer leaves more unread than it may go on doing."""
-        return self.is_held or (self.holding.account.is_choked and self._outgoing.size > 0)
+    def _is_behind(self) -> bool:
+        """Whether the peer leaves more unread than it may: anything at all if its user leaves too much."""
+        size = self._outgoing.size
+        return size > HIGH_WATER or (size > 0 and self.holding.account.is_choked)
 
     def forget_reader_watch(self) -> None:
         """Note that the peer has read what it was due to read."""

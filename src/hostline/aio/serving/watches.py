@@ -42,7 +42,7 @@ class ReaderWatch:
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
 
     def _look(self) -> None:
-        if not self._session.is_left_unread():
+        if not self._session.is_held:
             self._session.forget_reader_watch()
         elif self._outgoing.sent_total - self._mark >= self._due:
             self._begin()
