@@ -10,10 +10,11 @@ import select
 import socket
 from typing import Any, Final
 
-from hostline.clock import Deadline, poll_milliseconds
+from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
+from hostline.protocol.liveness import Look
 from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
@@ -23,6 +24,7 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
+from hostline.unix.options import unread_size
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -39,7 +41,7 @@ class Caller:
         protocol: What was said on it so far.
     """
 
-    __slots__ = ("_is_cut_off", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
+    __slots__ = ("_is_cut_off", "_liveness", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings) -> None:
         """Take over a connected socket; `greet` comes next.
@@ -60,6 +62,7 @@ class Caller:
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
             self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+            self._liveness = settings.liveness(self.protocol.mark)
         except BaseException:
             self.close()
             raise
@@ -106,6 +109,8 @@ class Caller:
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True)
         is_whole = False
+        if self._liveness is not None:
+            self._liveness.restart(monotonic(), self._mark())
         try:
             self._send(frame, deadline)
             is_whole = True
@@ -141,6 +146,8 @@ class Caller:
             TimeoutError: The deadline passed first; the connection is dirty.
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
+        if self._liveness is not None:
+            self._liveness.restart(monotonic(), self._mark())
         self._send(frame, deadline)
         return call_id
 
@@ -162,9 +169,7 @@ class Caller:
         poll.register(fd, select.POLLIN | select.POLLOUT)
         try:
             while True:
-                ready = poll.poll(poll_milliseconds(deadline.remaining()))
-                if not ready and deadline.has_passed():
-                    raise TimeoutError
+                ready = self._wait(poll, deadline, is_between_frames=False)
                 if ready and ready[0][1] & ~select.POLLOUT:
                     answers += self._receive(deadline)
                 if not rest:
@@ -213,14 +218,45 @@ class Caller:
                 if poll is None:
                     poll = select.poll()
                     poll.register(self._sock.fileno(), select.POLLOUT)
-                if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
-                    raise TimeoutError from None
+                self._wait(poll, deadline, is_between_frames=False)
             except OSError as error:
                 raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
 
+    def _wait(self, poll: select.poll | None, deadline: Deadline, is_between_frames: bool) -> list[tuple[int, int]]:
+        """Poll until something is ready, with pings if they are wanted, which cannot be sent in the middle of a frame.
+
+        Raises:
+            TimeoutError: The deadline passed.
+            BrokenCallError: The server gives no sign of life.
+        """
+        wait = self._poll_in if poll is None else poll.poll
+        liveness = self._liveness if self.protocol.answers_pings else None
+        while True:
+            left = deadline.remaining()
+            if liveness is not None:
+                left = min(left, max(0.0, liveness.next_at - monotonic()))
+            ready = wait(poll_milliseconds(left))
+            if ready:
+                return ready
+            if deadline.has_passed():
+                raise TimeoutError
+            if liveness is not None:
+                found = liveness.look(monotonic(), self._mark())
+                if found is Look.GIVE_UP:
+                    raise BrokenCallError(liveness.describe("server"), was_sent=True)
+                if found is Look.PING and is_between_frames:
+                    self.protocol.ping()
+                    self._send_best(b"".join(self.protocol.data_to_send()))
+
+    def _mark(self) -> object:
+        """Return what changes when anything has come: while a frame is sent it stays in the socket."""
+        return self.protocol.mark, unread_size(self._sock)
+
     def _receive(self, deadline: Deadline) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
-        if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
+        if self._liveness is not None:
+            self._wait(None, deadline, is_between_frames=True)
+        elif not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
         try:
             data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)

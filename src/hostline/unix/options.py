@@ -22,6 +22,7 @@ __all__ = [
     "forget_options",
     "largest_packet",
     "mark_packets",
+    "unread_size",
 ]
 
 _IS_LINUX = sys.platform == "linux"
@@ -127,3 +128,15 @@ def allow_credentials(sock: socket.socket) -> None:
     except (OSError, AttributeError) as error:
         reason = error if isinstance(error, OSError) else OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
         raise translate(reason, "setsockopt", "datagram", "") from error
+
+
+def unread_size(sock: socket.socket) -> int:
+    """Return how many bytes have arrived and are not read; 0 where the system does not say."""
+    import fcntl
+    import termios
+
+    try:
+        answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4)
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)

@@ -16,8 +16,13 @@ from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
+    MAX_BUFFERED_PER_UID,
+    MAX_CALLS_PER_UID,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
@@ -84,6 +89,14 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
+        max_connection_rate_per_uid: float | None = None,
+        max_calls_per_uid: int = MAX_CALLS_PER_UID,
+        max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        idle_timeout: float | None = None,
+        ping_interval: float | None = None,
+        ping_timeout: float = DEFAULT_PING_TIMEOUT,
     ) -> Serving:
         """Serve in the running event loop.
 
@@ -102,12 +115,28 @@ class Service(ServiceBase):
             threads: Worker threads for `def` handlers.
             grace: Seconds that running calls get when the server stops.
             max_frame_size: Largest payload of one frame, in bytes.
+            max_connections: Connections at once.
+            max_connections_per_uid: Connections at once of one user; where several users are admitted no more than a
+                quarter of RLIMIT_NOFILE.
+            max_connection_rate_per_uid: New connections of one user in a second. When left out 200 where several users
+                are admitted, and no bound otherwise; `math.inf` for none.
+            max_calls_per_uid: Calls of one user that run or wait; the next is answered `OverloadedError`.
+            max_buffered_per_uid: Bytes kept for one user, whose connections are not read on at this many.
+            idle_timeout: Seconds after which a connection without calls is closed; never when left out.
+            ping_interval: Seconds between pings to each client, to find those that are stopped; no pings when left out.
+            ping_timeout: Seconds without any sign of life after a ping until a client is cut off.
 
         Raises:
+            ValueError: A number is out of range.
             AddressError: The address, or the mode for it, cannot be used. Raised when the server starts.
             AddressInUseError: A live server holds the address.
         """
-        settings = ServerSettings(concurrency, queue, threads, grace, max_frame_size)
+        settings = ServerSettings(
+            concurrency, queue, threads, grace, max_frame_size, max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
+            ping_interval=ping_interval, ping_timeout=ping_timeout,
+        )  # fmt: skip
         where = parse_address(self.name if address is None else address)
 
         def make() -> Server:
@@ -134,6 +163,14 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
+        max_connection_rate_per_uid: float | None = None,
+        max_calls_per_uid: int = MAX_CALLS_PER_UID,
+        max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        idle_timeout: float | None = None,
+        ping_interval: float | None = None,
+        ping_timeout: float = DEFAULT_PING_TIMEOUT,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         on_start: Callable[[Server], None] | None = None,
     ) -> None:
@@ -153,6 +190,14 @@ class Service(ServiceBase):
             threads: See `serve`.
             grace: See `serve`.
             max_frame_size: See `serve`.
+            max_connections: See `serve`.
+            max_connections_per_uid: See `serve`.
+            max_connection_rate_per_uid: See `serve`.
+            max_calls_per_uid: See `serve`.
+            max_buffered_per_uid: See `serve`.
+            idle_timeout: See `serve`.
+            ping_interval: See `serve`.
+            ping_timeout: See `serve`.
             loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
             on_start: Called once the socket accepts connections.
 
@@ -162,7 +207,10 @@ class Service(ServiceBase):
         """
         serving = self.serve(
             address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
-            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size,
+            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size, max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
+            ping_interval=ping_interval, ping_timeout=ping_timeout,
         )  # fmt: skip
         loop = (loop_factory or asyncio.new_event_loop)()
         try:

@@ -130,6 +130,11 @@ class Session:
         self._loop.add_reader(self._fd, self._on_readable)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the connection is closed."""
+        return self._is_closed
+
+    @property
     def is_heard(self) -> bool:
         """Whether the peer is being read."""
         return not self._is_paused

@@ -86,12 +86,19 @@ class QuietWatch:
         if self._liveness is not None:
             if not session.is_heard or not self._protocol.answers_pings:
                 self._liveness.restart(now, self._protocol.mark)  # its silence means nothing
-            elif (found := self._liveness.look(now, self._protocol.mark)) is Look.GIVE_UP:
-                session.time_out(self._liveness.describe("client"))
-                return
-            elif found is Look.PING:
-                self._protocol.ping()
-                session.flush_soon()
+            else:
+                found = self._liveness.look(now, self._protocol.mark)
+                if found is Look.GIVE_UP:
+                    session.read_on()  # this loop may have been stuck itself, and what came meanwhile is not read yet
+                    found = self._liveness.look(now, self._protocol.mark)
+                if session.is_closed:
+                    return
+                if found is Look.GIVE_UP:
+                    session.time_out(self._liveness.describe("client"))
+                    return
+                if found is Look.PING:
+                    self._protocol.ping()
+                    session.flush_soon()
         if self._idleness is not None and self._idleness.is_over(now, self._protocol.last_call_id, session.is_busy()):
             session.drain(GoawayCode.TIMEOUT, self._idleness.describe())
             return

@@ -13,7 +13,17 @@ import typer
 from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
-from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
+from hostline.limits import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_GRACE,
+    DEFAULT_PING_TIMEOUT,
+    DEFAULT_QUEUE,
+    DEFAULT_THREADS,
+    MAX_BUFFERED_PER_UID,
+    MAX_CALLS_PER_UID,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -83,6 +93,50 @@ _Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Wo
 _Grace = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
 ]
+_MaxConnections = Annotated[int, typer.Option("--max-connections", metavar="N", min=1, help="Connections at once.")]
+_MaxConnectionsPerUid = Annotated[
+    int,
+    typer.Option("--max-connections-per-uid", metavar="N", min=1, help="Connections at once of one user."),
+]
+_MaxRate = Annotated[
+    float | None,
+    typer.Option(
+        "--max-connection-rate-per-uid",
+        metavar="N",
+        help="New connections of one user in a second; inf is no bound.",
+        show_default="200 where several users are admitted",
+    ),
+]
+_MaxCalls = Annotated[
+    int, typer.Option("--max-calls-per-uid", metavar="N", min=1, help="Calls of one user that run or wait.")
+]
+_MaxBuffered = Annotated[
+    int, typer.Option("--max-buffered-per-uid", metavar="BYTES", min=1, help="Bytes kept for one user.")
+]
+_IdleTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--idle-timeout",
+        metavar="SECONDS",
+        help="Seconds after which a connection without calls is closed.",
+        show_default="never",
+    ),
+]
+_PingInterval = Annotated[
+    float | None,
+    typer.Option(
+        "--ping-interval",
+        metavar="SECONDS",
+        help="Seconds between pings to each client, to find those that are stopped.",
+        show_default="no pings",
+    ),
+]
+_PingTimeout = Annotated[
+    float,
+    typer.Option(
+        "--ping-timeout", metavar="SECONDS", help="Seconds without a sign of life after which a client is cut off."
+    ),
+]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
 _LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
 
@@ -98,6 +152,14 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
+    max_connections: _MaxConnections = MAX_CONNECTIONS,
+    max_connections_per_uid: _MaxConnectionsPerUid = MAX_CONNECTIONS_PER_UID,
+    max_connection_rate_per_uid: _MaxRate = None,
+    max_calls_per_uid: _MaxCalls = MAX_CALLS_PER_UID,
+    max_buffered_per_uid: _MaxBuffered = MAX_BUFFERED_PER_UID,
+    idle_timeout: _IdleTimeout = None,
+    ping_interval: _PingInterval = None,
+    ping_timeout: _PingTimeout = DEFAULT_PING_TIMEOUT,
     loop: _Loop = LoopKind.ASYNCIO,
     log_level: _LogLevel = LogLevel.INFO,
 ) -> None:
@@ -124,6 +186,14 @@ def serve(
             queue=queue,
             threads=threads,
             grace=limit,
+            max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid,
+            max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid,
+            max_buffered_per_uid=max_buffered_per_uid,
+            idle_timeout=idle_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
             loop_factory=loop_factory,
         )
 
