@@ -51,7 +51,7 @@ class Caller:
         self._outgoing = Outgoing()
         self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
         self._room: asyncio.Event | None = None
-        self._liveness = settings.liveness(self.protocol.mark)
+        self._liveness = settings.liveness(self.protocol.decoder.mark)
         self._life_timer: asyncio.TimerHandle | None = None
         self._looks_again = must_look_again(self._loop)
         self._is_writing = False
@@ -200,7 +200,7 @@ class Caller:
     def _watch_life(self) -> None:
         """Send pings while a call waits."""
         if self._liveness is not None and self._life_timer is None and self.protocol.answers_pings:
-            self._liveness.restart(monotonic(), self.protocol.mark)
+            self._liveness.restart(monotonic(), self.protocol.decoder.mark)
             self._wait_for_life()
 
     def _wait_for_life(self) -> None:
@@ -212,10 +212,10 @@ class Caller:
         liveness = self._liveness
         if liveness is None or self._is_closed or not self.protocol.in_flight:
             return
-        found = liveness.look(monotonic(), self.protocol.mark)
+        found = liveness.look(monotonic(), self.protocol.decoder.mark)
         if found is Look.GIVE_UP:
             self._on_readable()  # this loop itself may have been stuck, and what came meanwhile is not read yet
-            found = liveness.look(monotonic(), self.protocol.mark)
+            found = liveness.look(monotonic(), self.protocol.decoder.mark)
         if self._is_closed:
             return
         if found is Look.GIVE_UP:

@@ -434,7 +434,7 @@ def connect(
         reconnect_timeout: Seconds a call keeps trying to reach a server that went away, if its deadline allows.
         max_frame_size: Largest payload of one frame taken, in bytes.
         timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
-        ping_interval: Seconds between pings while a call waits, to find a server that is stopped; no pings when left out.
+        ping_interval: Seconds between pings while a call waits, to find a stopped server; no pings when left out.
         ping_timeout: Seconds without any sign of life after a ping until waiting calls end with `UnavailableError`.
 
     Raises:

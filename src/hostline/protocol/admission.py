@@ -156,8 +156,11 @@ class Admission:
             self._line.pop(group, None)
 
     def _line_up(self, group: Group) -> None:
-        """Put a group whose calls may start into the line, and take one whose calls may not out of it."""
-        if group.waiting and not group.is_held and group.running_count < self.share:
+        """Put a group whose calls may start into the line, and take one whose calls may not out of it.
+
+        One whose share is everything keeps its place while it has all the slots.
+        """
+        if group.waiting and not group.is_held and (group.running_count < self.share or self.share == self.concurrency):
             self._line.setdefault(group)
         else:
             self._line.pop(group, None)

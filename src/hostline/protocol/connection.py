@@ -74,7 +74,7 @@ class _Connection:
     role: Role
 
     def __init__(self, max_frame_size: int) -> None:
-        self._decoder = FrameDecoder(max_frame_size)
+        self.decoder = FrameDecoder(max_frame_size)
         self._max_frame_size = max_frame_size
         self._enter(State.OPENING)
         self._outgoing: list[bytes | bytearray] = []
@@ -84,32 +84,12 @@ class _Connection:
     @property
     def is_partial(self) -> bool:
         """Whether a frame has begun to arrive and is not complete."""
-        return self._decoder.is_partial
-
-    @property
-    def reserved_size(self) -> int:
-        """Bytes of the frame that has begun to arrive, counted whole; 0 without one."""
-        return self._decoder.reserved_size
-
-    @property
-    def mark(self) -> tuple[int, int]:
-        """A value that changes whenever something has arrived."""
-        return self._decoder.frame_count, self._decoder.buffered_size
+        return self.decoder.is_partial
 
     @property
     def answers_pings(self) -> bool:
         """Whether the peer has said that it does."""
         return "ping" in self._features and self.state in (State.OPEN, State.CLOSING)
-
-    def reassure(self) -> None:
-        """Queue a PONG that nobody asked for: a sign of life to a peer that is not read for a while."""
-        if self.answers_pings:
-            self._pong()
-
-    @property
-    def frame_count(self) -> int:
-        """Frames that arrived complete so far, of any kind."""
-        return self._decoder.frame_count
 
     def data_to_send(self) -> list[bytes | bytearray]:
         """Return the frames to send, in order, and forget them."""
@@ -132,7 +112,7 @@ class _Connection:
             raise LocalProtocolError("the peer does not name the feature 'ping'")
         self._outgoing.append(encode_frame(Kind.PING))
 
-    def _pong(self) -> None:
+    def pong(self) -> None:
         """Queue one PONG for all the PINGs since the last look: a flood of them must not fill our memory."""
         if not self._has_pong:
             self._has_pong = True
@@ -144,7 +124,7 @@ class _Connection:
         Raises:
             RemoteProtocolError: The bytes or their order break the protocol; the state is CLOSED afterwards.
         """
-        decoder = self._decoder
+        decoder = self.decoder
         try:
             frames = decoder.receive_data(data)
             for frame in frames:
@@ -170,7 +150,7 @@ class _Connection:
         self.state = state
         self._allowed = TRANSITIONS[self.role, state]
         if state is State.CLOSED:
-            self._decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end
+            self.decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end
 
 
 class ClientConnection(_Connection):
@@ -236,7 +216,7 @@ class ClientConnection(_Connection):
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
-                    self._pong()
+                    self.pong()
                 elif kind == _GOAWAY:
                     self._part(decode_farewell(frame.payload))
         except RemoteProtocolError:
@@ -459,6 +439,7 @@ class ServerConnection(_Connection):
     Attributes:
         client: What the client said of itself, or None before that.
         in_flight: Ids of calls that are not answered yet.
+        last_call_id: The highest id of a call so far.
         max_reply_size: The largest payload that the client takes, in bytes.
     """
 
@@ -471,7 +452,7 @@ class ServerConnection(_Connection):
         self._windows: dict[int, Window | None] = {}  # of calls with an argument that is a stream; None once it ended
         self.max_reply_size = DEFAULT_MAX_FRAME_SIZE
         self._hello = hello
-        self._last_call_id = 0
+        self.last_call_id = 0
         self._is_leaving = False
         self._is_client_leaving = False
 
@@ -501,7 +482,7 @@ class ServerConnection(_Connection):
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
-                    self._pong()
+                    self.pong()
                 elif kind == _GOAWAY:
                     decode_farewell(frame.payload)
                     self._is_client_leaving = True
@@ -510,11 +491,6 @@ class ServerConnection(_Connection):
             self.go_away(GoawayCode.PROTOCOL, str(error))
             raise
         return events
-
-    @property
-    def last_call_id(self) -> int:
-        """The highest id of a call so far, 0 before the first."""
-        return self._last_call_id
 
     def finish(self, call_id: int) -> bool:
         """Take a call out of flight; False if it was answered before, and nothing may be sent for it."""
@@ -563,7 +539,7 @@ class ServerConnection(_Connection):
         """
         if not self._is_leaving:
             self._is_leaving = True
-            self._outgoing.append(encode_farewell(code, reason, self._last_call_id))
+            self._outgoing.append(encode_farewell(code, reason, self.last_call_id))
             if self.state is State.OPEN:
                 self._enter(State.CLOSING)
             elif self.state is State.OPENING:
@@ -576,11 +552,11 @@ class ServerConnection(_Connection):
         if self._is_client_leaving:
             raise RemoteProtocolError(f"call {call_id} after the client's own goaway")
         if self._is_leaving:
-            if call_id <= self._last_call_id:  # ids began anew: the farewell does not rule this one out
+            if call_id <= self.last_call_id:  # ids began anew: the farewell does not rule this one out
                 self._outgoing.append(encode_failure(call_id, ErrorCode.NOT_RUN, "", _NOT_RUN, self.max_reply_size))
             return
-        if call_id > self._last_call_id:
-            self._last_call_id = call_id
+        if call_id > self.last_call_id:
+            self.last_call_id = call_id
         self.in_flight.add(call_id)
         if frame.flags & _STREAM:
             self._windows[call_id] = Window()

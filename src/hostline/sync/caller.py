@@ -62,7 +62,7 @@ class Caller:
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
             self.protocol = ClientConnection(program_name(), settings.max_frame_size)
-            self._liveness = settings.liveness(self.protocol.mark)
+            self._liveness = settings.liveness(self.protocol.decoder.mark)
         except BaseException:
             self.close()
             raise
@@ -250,7 +250,7 @@ class Caller:
 
     def _mark(self) -> object:
         """Return what changes when anything has come: while a frame is sent it stays in the socket."""
-        return self.protocol.mark, unread_size(self._sock)
+        return self.protocol.decoder.mark, unread_size(self._sock)
 
     def _receive(self, deadline: Deadline) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""

@@ -265,16 +265,17 @@ class Line:
             limit = Deadline.after(self._settings.connect_timeout)
             try:
                 return self._connect(loan, limit if deadline is None else limit.earlier(deadline))
-            except _ABSENT as error:
-                is_busy = isinstance(error, BusyError)
-                left = max(patience.remaining(), busy.remaining() if is_busy else 0.0)
+            except BusyError as error:
+                left = max(patience.remaining(), busy.remaining())
                 if left <= 0:
-                    if is_busy:
-                        raise error.as_unavailable() from None
+                    raise error.as_unavailable() from None
+            except _ABSENT:
+                left = patience.remaining()
+                if left <= 0:
                     raise
-                time.sleep(min(backoff.pause(), left))
-                if self._is_closed:
-                    raise ClosedError("the line was closed") from None
+            time.sleep(min(backoff.pause(), left))
+            if self._is_closed:
+                raise ClosedError("the line was closed")
 
     def _connect(self, loan: Loan, deadline: Deadline) -> Caller:
         try:
@@ -446,7 +447,7 @@ def connect(
         max_size: Connections at most; a further caller waits for one.
         idle_lifetime: Seconds after which an unused connection above `min_size` is closed.
         timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
-        ping_interval: Seconds between pings while a call waits, to find a server that is stopped; no pings when left out.
+        ping_interval: Seconds between pings while a call waits, to find a stopped server; no pings when left out.
         ping_timeout: Seconds without any sign of life after a ping until waiting calls end with `UnavailableError`.
 
     Raises:

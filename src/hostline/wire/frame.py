@@ -161,9 +161,9 @@ class FrameDecoder:
         return self._needed if self._buffer else 0
 
     @property
-    def buffered_size(self) -> int:
-        """Bytes that are here of a frame that is not complete."""
-        return len(self._buffer)
+    def mark(self) -> tuple[int, int]:
+        """A value that changes whenever something has arrived."""
+        return self.frame_count, len(self._buffer)
 
     def expect_frames(self) -> None:
         """Apply the full bound: the peer has said hello."""

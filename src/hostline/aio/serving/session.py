@@ -204,7 +204,7 @@ class Session:
     def settle(self) -> None:
         """Charge the user what is held for this connection now."""
         if not self._is_closed:
-            self._reserved = self._protocol.reserved_size
+            self._reserved = self._protocol.decoder.reserved_size
             kept = self._reserved + self._kept_size + self._calls.held_size
             self._server.accounts.settle(self, kept, self._outgoing.size)
 
@@ -212,11 +212,11 @@ class Session:
         """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
         timer = self._frame_timer
         is_partial = self._protocol.is_partial
-        if timer is not None and (self._protocol.frame_count != self._watched or not is_partial):
+        if timer is not None and (self._protocol.decoder.frame_count != self._watched or not is_partial):
             timer.cancel()
             self._frame_timer = timer = None
         if is_partial and timer is None:
-            self._watched = self._protocol.frame_count
+            self._watched = self._protocol.decoder.frame_count
             text = f"a frame was not complete within {FRAME_TIMEOUT} seconds"
             self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self.time_out, text)
 
@@ -291,8 +291,9 @@ class Session:
         self._paused_checks += 1
         if self._paused_checks * _PAUSED_CHECK >= SIGN_OF_LIFE and not self._outgoing.size:
             self._paused_checks = 0
-            self._protocol.reassure()
-            self.flush_soon()
+            if self._protocol.answers_pings:
+                self._protocol.pong()  # unasked: a sign of life, for its pings are not read either
+                self.flush_soon()
 
     # --- writing -------------------------------------------------------------------------------------
 

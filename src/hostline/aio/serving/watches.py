@@ -72,7 +72,7 @@ class QuietWatch:
         self._liveness: Liveness | None = None
         self._idleness: Idleness | None = None
         if settings.ping_interval is not None:
-            self._liveness = Liveness(settings.ping_interval, settings.ping_timeout, now, protocol.mark)
+            self._liveness = Liveness(settings.ping_interval, settings.ping_timeout, now, protocol.decoder.mark)
         if settings.idle_timeout is not None:
             self._idleness = Idleness(settings.idle_timeout, now, protocol.last_call_id)
         self._wait(now)
@@ -85,12 +85,12 @@ class QuietWatch:
         session, now = self._session, monotonic()
         if self._liveness is not None:
             if not session.is_heard or not self._protocol.answers_pings:
-                self._liveness.restart(now, self._protocol.mark)  # its silence means nothing
+                self._liveness.restart(now, self._protocol.decoder.mark)  # its silence means nothing
             else:
-                found = self._liveness.look(now, self._protocol.mark)
+                found = self._liveness.look(now, self._protocol.decoder.mark)
                 if found is Look.GIVE_UP:
                     session.read_on()  # this loop may have been stuck itself, and what came meanwhile is not read yet
-                    found = self._liveness.look(now, self._protocol.mark)
+                    found = self._liveness.look(now, self._protocol.decoder.mark)
                 if session.is_closed:
                     return
                 if found is Look.GIVE_UP:
