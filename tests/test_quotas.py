@@ -306,11 +306,10 @@ def test_a_waiting_stream_whose_items_would_overfill_the_account_is_turned_down(
 def test_faster_than_the_rate_a_client_waits_and_is_let_in(address: str, loop: str) -> None:
     settings = ServerSettings(max_connection_rate_per_uid=5.0)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
-        seen = []
-        for _ in range(12):
-            with RawClient(address, hello=False) as client, contextlib.suppress(TimeoutError):
-                seen.append(decode_farewell(client.read(0.02).payload).code)
-        assert GoawayCode.BUSY in seen
+        clients = [RawClient(address, hello=False) for _ in range(30)]
+        assert farewell_of(clients[-1]).code == GoawayCode.BUSY
+        for client in clients:
+            client.close()
         with hostline.connect(address) as line:
             assert line.call("echo", "in") == "in"
         with AsyncLineOn(address, loop) as line:
@@ -384,7 +383,9 @@ def test_many_large_arguments_that_come_in_pieces_all_arrive(address: str, loop:
         assert most <= 2 * 8 * MIB + MIB + 1000, "twice the bound, and the frame that went beyond it"
         assert resident_bytes() - before < 100 * MIB
         for client in clients:
-            assert client.read(60).kind == Kind.REPLY
+            while (frame := client.read(60)).kind == Kind.PONG:
+                pass  # signs of life while it was not read
+            assert frame.kind == Kind.REPLY
             client.close()
         assert wait_until(lambda: users(server) == {})
 
@@ -530,6 +531,8 @@ def test_calls_end_soon_after_the_server_was_stopped(stage_kind: tuple[str, str]
             assert line.call("charge", 3, timeout=10) == 3
         finally:
             line.close()
+        server.signal(signal.SIGTERM)
+        server.wait()
 
 
 CLIENT = """
@@ -566,13 +569,9 @@ def test_a_client_that_was_stopped_is_cut_off(address: str, loop: str) -> None:
         assert wait_until(lambda: users(server) == {})
 
 
-@pytest.mark.parametrize("stage_kind", stages())
 def test_a_server_that_does_not_read_a_client_for_a_while_is_not_taken_for_stopped(
-    stage_kind: tuple[str, str], address: str, monkeypatch: pytest.MonkeyPatch
+    address: str, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    face, loop = stage_kind
-    if face != "aio":
-        pytest.skip("a blocking connection has one call at a time, and is always read")
     monkeypatch.setattr("hostline.aio.serving.calls.MAX_CALLS_PER_CONNECTION", 2)
     with (
         ServerThread(costly_service(), address, loop=loop),
