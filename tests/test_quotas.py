@@ -21,8 +21,8 @@ import pytest
 import hostline
 from hostline.errors import OverloadedError, UnavailableError
 from hostline.rpc.settings import ServerSettings
-from hostline.wire.codec import ErrorCode, GoawayCode, decode_failure, decode_farewell, encode_call
-from hostline.wire.frame import Frame, Kind
+from hostline.wire.codec import ErrorCode, GoawayCode, decode_failure, decode_farewell, encode_call, encode_item
+from hostline.wire.frame import Frame, Kind, encode_frame
 from tests.leaks import wait_until
 from tests.second_user import Fork, run_as
 from tests.serving import (
@@ -289,8 +289,6 @@ def test_a_waiting_stream_whose_items_would_overfill_the_account_is_turned_down(
                 return bytes(encode_call(number, client.methods["add_up"], (None,), None, None, MIB, True))
 
             client.sock.sendall(stream(1) + b"".join(stream(number) for number in range(2, 8)))
-            from hostline.wire.codec import encode_item
-
             sender = threading.Thread(
                 target=lambda: [client.sock.sendall(bytes(encode_item(n, b"x" * 900_000, MIB))) for n in range(2, 8)]
             )
@@ -416,6 +414,29 @@ def test_a_full_account_comes_free_by_itself(address: str, loop: str, with_strea
             go_on.set()
             assert [call.result(60) for call in calls] == [900_000] * 30
             assert [total.result(60) for total in sums] == [2_000_000] * len(sums)
+        assert wait_until(lambda: users(server) == {})
+
+
+def test_a_stream_that_starts_while_the_account_is_full_is_read(address: str, loop: str) -> None:
+    settings = ServerSettings(concurrency=1, max_buffered_per_uid=2 * MIB)
+    with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
+        clients = [RawClient(address) for _ in range(5)]
+        holding, streaming, *others = clients
+        holding.call(1, "hold", b"")
+        assert wait_until(lambda: server.running_count == 1)
+        streaming.sock.sendall(bytes(encode_call(1, streaming.methods["add_up"], (None,), None, None, MIB, True)))
+        assert wait_until(lambda: server.waiting_count == 1)
+        for client in others:
+            client.call(1, "take", b"x" * 900_000)
+        assert wait_until(lambda: users(server)[os.geteuid()].bytes >= 2 * MIB)
+        streaming.sock.sendall(bytes(encode_item(1, b"x" * 1000, MIB)) + encode_frame(Kind.END, 1))
+        assert wait_until(lambda: server.do(lambda server: len(server.accounts.quotas.accounts[os.geteuid()].line)) > 0)
+        holding.sock.sendall(encode_frame(Kind.CANCEL, 1))
+        for client in clients:
+            while (frame := client.read()).kind == Kind.PONG:
+                pass
+            assert frame.kind == (Kind.ERROR if client is holding else Kind.REPLY)
+            client.close()
         assert wait_until(lambda: users(server) == {})
 
 

@@ -172,6 +172,8 @@ class Calls:
             self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
             return
         call.payload = b""
+        if self._account.is_full and (call.inlet or call.outlet):
+            self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
             call.task = self._loop.create_task(run)

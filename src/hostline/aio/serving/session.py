@@ -121,9 +121,7 @@ class Session:
         self._paused_checks = 0
         self._check_timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None  # set while the other connections have theirs
-        self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(
-            HANDSHAKE_TIMEOUT, self.time_out, f"no hello within {HANDSHAKE_TIMEOUT} seconds"
-        )
+        self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(HANDSHAKE_TIMEOUT, self._miss_hello)
         settings = server.settings
         is_watched = settings.idle_timeout is not None or settings.ping_interval is not None
         self._quiet = QuietWatch(self, self._protocol, settings) if is_watched else None
@@ -207,6 +205,13 @@ class Session:
             self._reserved = self._protocol.decoder.reserved_size
             kept = self._reserved + self._kept_size + self._calls.held_size
             self._server.accounts.settle(self, kept, self._outgoing.size)
+
+    def _miss_hello(self) -> None:
+        """Cut off a peer that did not introduce itself, unless it is us who did not read it."""
+        if self._is_paused:
+            self._handshake_timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._miss_hello)
+        else:
+            self.time_out(f"no hello within {HANDSHAKE_TIMEOUT} seconds")
 
     def _watch_frame(self) -> None:
         """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
