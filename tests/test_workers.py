@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 
 import hostline
-from hostline.aio.serving.scoreboard import Scoreboard, resident_memory
+from hostline.aio.serving.workers.scoreboard import Scoreboard, resident_memory
 from hostline.cli.exits import ExitCode
 from hostline.errors import LocalProtocolError, PeerRefusedError, SocketError, UnavailableError
 from hostline.limits import MAX_WORKERS

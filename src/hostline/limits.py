@@ -159,6 +159,31 @@ DEFAULT_CALL_TIMEOUT = 30.0
 MAX_CONNECTIONS = 10_000
 MAX_CONNECTIONS_PER_UID = 4_096
 
+# New connections of one user in a second where a service admits several users, and how many seconds' worth may come at
+# once: 200 and 400. dbus-broker added such a bound after clients that connected and left without end. A service for its
+# own user and root alone has none: whoever could slow it down that way could also end it.
+CONNECTION_RATE_PER_UID = 200.0
+CONNECTION_BURST = 2
+
+# Calls of one user that run or wait. By default the slots and the queue bind first, and a full queue is shared out
+# between users; this one binds where both were raised.
+MAX_CALLS_PER_UID = 4_096
+
+# Bytes kept for one user: begun frames, arguments of calls that wait, answers that are not read. Without it 4,096
+# connections, each within its own bounds, could hold eight gibibytes. 64 largest frames of the default size fit.
+MAX_BUFFERED_PER_UID = 64 << 20
+
+# Descriptors kept for one user: arrived and not taken yet, or waiting to be sent. A quarter of the 1,024 that a process
+# usually starts with: whoever could take them all would keep everybody else from being accepted.
+MAX_DESCRIPTORS_PER_UID = 256
+
+# Seconds between two signs of life to a peer that is not read for a while. Its pings are not read either, and must not
+# make it take a busy server for a stopped one.
+SIGN_OF_LIFE = 1.0
+
+# Seconds without any sign of life after a ping until the other side is given up, where pings are asked for.
+DEFAULT_PING_TIMEOUT = 5.0
+
 # Seconds that running calls get to finish after SIGTERM. systemd sends SIGKILL after 90, Docker after 10.
 DEFAULT_GRACE = 8.0
 

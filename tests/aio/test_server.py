@@ -119,7 +119,7 @@ def test_connections_are_bounded_and_a_refused_one_learns_why(
         for client in clients:
             client.close()
         assert wait_until(lambda: server.connection_count == 0)
-        assert server.do(lambda server: server._by_uid) == {}
+        assert server.do(lambda server: server.accounts.quotas.accounts) == {}
         stats = server.stats()
         assert stats.connections_total == 4
         assert stats.connections_refused >= 2

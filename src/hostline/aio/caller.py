@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hostline.aio.waiting import must_look_again
-from hostline.clock import Deadline
+from hostline.clock import Deadline, monotonic
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
 from hostline.protocol.connection import ClientConnection
+from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.calling import (
@@ -55,6 +56,8 @@ class Caller:
         self._outgoing = Outgoing()
         self._starts: dict[int, int] = {}  # where in the byte stream the frame of a call in flight begins
         self._room: asyncio.Event | None = None
+        self._liveness = settings.liveness(self.protocol.decoder.mark)
+        self._life_timer: asyncio.TimerHandle | None = None
         self._looks_again = must_look_again(self._loop)
         self._is_writing = False
         self._is_turn_open = False
@@ -104,6 +107,8 @@ class Caller:
             call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), answered)
             self._starts[call_id] = self._outgoing.queued_total
             self._queue(frame)
+            if self._liveness is not None:
+                self._watch_life()
             return await answered
         except TimeoutError:
             self._cancel(call_id)
@@ -146,6 +151,8 @@ class Caller:
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items)
         self._starts[call_id] = self._outgoing.queued_total
         self._queue(frame)
+        if self._liveness is not None:
+            self._watch_life()
         return call_id
 
     def item_taken(self, call_id: int, size: int) -> None:
@@ -192,6 +199,37 @@ class Caller:
         data = self.protocol.cancel(call_id)
         if data and not self._is_closed:
             self._queue(data)
+
+    # --- pings -------------------------------------------------------------------------------------------
+
+    def _watch_life(self) -> None:
+        """Send pings while a call waits."""
+        if self._liveness is not None and self._life_timer is None and self.protocol.answers_pings:
+            self._liveness.restart(monotonic(), self.protocol.decoder.mark)
+            self._wait_for_life()
+
+    def _wait_for_life(self) -> None:
+        if self._liveness is not None:
+            self._life_timer = self._loop.call_later(max(0.0, self._liveness.next_at - monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._life_timer = None
+        liveness = self._liveness
+        if liveness is None or self._is_closed or not self.protocol.in_flight:
+            return
+        found = liveness.look(monotonic(), self.protocol.decoder.mark)
+        if found is Look.GIVE_UP:
+            self._on_readable()  # this loop itself may have been stuck, and what came meanwhile is not read yet
+            found = liveness.look(monotonic(), self.protocol.decoder.mark)
+        if self._is_closed:
+            return
+        if found is Look.GIVE_UP:
+            self.close(liveness.describe("server"))
+            return
+        if found is Look.PING:
+            self.protocol.ping()
+            self._send_outgoing()
+        self._wait_for_life()
 
     # --- reading and writing -----------------------------------------------------------------------------
 
@@ -326,6 +364,8 @@ class Caller:
         self._is_closed = True
         self._loop.remove_reader(self._fd)
         self._stop_writing()
+        if self._life_timer is not None:
+            self._life_timer.cancel()
         if not self._greeted.done():
             self._greeted.set_exception(error or UnavailableError(f"{reason} before its hello", True))
             self._greeted.exception()  # looked at: a caller that was cancelled leaves nobody to do it

@@ -34,11 +34,13 @@ from hostline.errors import (
 from hostline.limits import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     RECONNECT_TIMEOUT,
 )
 from hostline.protocol.retry import Backoff
 from hostline.rpc.calling import (
     BrokenCallError,
+    BusyError,
     LineSettings,
     Repeats,
     StreamCall,
@@ -250,9 +252,15 @@ class Line:
     async def _open(self, patience: Deadline) -> Caller:
         """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
         backoff = Backoff()
+        busy = Deadline.after(self._settings.connect_timeout)
         while True:
             try:
                 return await self._connect(Deadline.after(self._settings.connect_timeout))
+            except BusyError as error:
+                left = max(busy.remaining(), patience.remaining())
+                if left <= 0:
+                    raise error.as_unavailable() from None
+                await asyncio.sleep(min(backoff.pause(), left))
             except _ABSENT:
                 left = patience.remaining()
                 if left <= 0:
@@ -378,6 +386,8 @@ def connect(
     reconnect_timeout: float = RECONNECT_TIMEOUT,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> Connecting[Line]: ...
 
 
@@ -392,6 +402,8 @@ def connect(
     reconnect_timeout: float = RECONNECT_TIMEOUT,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> Connecting[T]: ...
 
 
@@ -405,6 +417,8 @@ def connect(
     reconnect_timeout: float = RECONNECT_TIMEOUT,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> Any:
     """Open a line to a service.
 
@@ -420,6 +434,8 @@ def connect(
         reconnect_timeout: Seconds a call keeps trying to reach a server that went away, if its deadline allows.
         max_frame_size: Largest payload of one frame taken, in bytes.
         timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
+        ping_interval: Seconds between pings while a call waits, to find a stopped server; no pings when left out.
+        ping_timeout: Seconds without any sign of life after a ping until waiting calls end with `UnavailableError`.
 
     Raises:
         AddressError: The address is malformed.
@@ -430,7 +446,8 @@ def connect(
     """
     settings = LineSettings.of(
         address, server=server, timeout=timeout, connect_timeout=connect_timeout, wait=wait,
-        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size,
+        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size, ping_interval=ping_interval,
+        ping_timeout=ping_timeout,
     )  # fmt: skip
     methods = interface_methods(interface, Interface) if interface is not None else []
 

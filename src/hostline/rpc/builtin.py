@@ -23,6 +23,7 @@ __all__ = [
     "ParameterDescription",
     "ServiceDescription",
     "Stats",
+    "UserStats",
     "WorkerStats",
     "check_health",
     "describe_service",
@@ -97,6 +98,20 @@ class CallCounts(msgspec.Struct):
     cancelled: int = 0
 
 
+class UserStats(msgspec.Struct):
+    """What one user's connections cost the service now; a user who costs nothing is not listed.
+
+    `bytes` are those kept for them: begun frames, arguments of calls that wait, answers that are not read.
+    """
+
+    uid: int
+    connections: int
+    running: int
+    waiting: int
+    bytes: int
+    descriptors: int
+
+
 class WorkerStats(msgspec.Struct):
     """One worker process of a service that has several: what it does now and has done since its start.
 
@@ -114,7 +129,7 @@ class WorkerStats(msgspec.Struct):
 
 
 class Stats(msgspec.Struct):
-    """What the service does now and has done: connections, calls, and finished calls by method.
+    """What the service does now and has done: connections, calls, finished calls by method, what each user costs.
 
     Where a service has several worker processes, these are the numbers of the one that answers, and `workers` has those
     of all, itself among them; the others' are half a second old at most, unless they are kept from noting them.
@@ -129,6 +144,7 @@ class Stats(msgspec.Struct):
     calls: CallCounts
     methods: dict[str, int]
     workers: list[WorkerStats] = []
+    users: list[UserStats] = []
 
 
 def check_health(service: ServiceBase, uptime: float) -> Health:

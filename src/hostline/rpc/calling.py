@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from hostline.clock import Deadline
+from hostline.clock import Deadline, monotonic
 from hostline.errors import (
     AddressError,
     CallCancelledError,
@@ -35,10 +35,12 @@ from hostline.limits import (
     DEFAULT_CALL_TIMEOUT,
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     MAX_REPEATS,
     RECONNECT_TIMEOUT,
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
+from hostline.protocol.liveness import Liveness, check_times
 from hostline.protocol.retry import may_repeat
 from hostline.rpc.attachments import UnclaimedError, read_attached
 from hostline.unix.address import Address, InheritedAddress, parse_address
@@ -56,6 +58,7 @@ from hostline.wire.frame import Frame, Kind
 
 __all__ = [
     "BrokenCallError",
+    "BusyError",
     "ExpiredError",
     "LineSettings",
     "Repeats",
@@ -85,6 +88,8 @@ class LineSettings:
         wait: Seconds to keep trying at first while nobody listens there.
         reconnect_timeout: Seconds a call keeps trying to reach a server that went away.
         max_frame_size: Largest payload taken, in bytes.
+        ping_interval: Seconds between pings while a call waits; None for no pings.
+        ping_timeout: Seconds without any sign of life after a ping until the server is given up.
     """
 
     address: Address
@@ -94,6 +99,8 @@ class LineSettings:
     wait: float = 0.0
     reconnect_timeout: float = RECONNECT_TIMEOUT
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    ping_interval: float | None = None
+    ping_timeout: float = DEFAULT_PING_TIMEOUT
 
     @classmethod
     def of(
@@ -106,6 +113,8 @@ class LineSettings:
         wait: float,
         reconnect_timeout: float,
         max_frame_size: int,
+        ping_interval: float | None = None,
+        ping_timeout: float = DEFAULT_PING_TIMEOUT,
     ) -> LineSettings:
         """Check what the caller gave.
 
@@ -121,6 +130,7 @@ class LineSettings:
         for name, seconds in (("wait", wait), ("reconnect_timeout", reconnect_timeout), ("timeout", timeout)):
             if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} of {seconds} seconds must be zero or more")
+        check_times(ping_interval=ping_interval, ping_timeout=ping_timeout)
         return cls(
             where,
             server or Peers.same_user(),
@@ -129,7 +139,15 @@ class LineSettings:
             wait,
             reconnect_timeout,
             check_frame_size(max_frame_size),
+            ping_interval,
+            ping_timeout,
         )
+
+    def liveness(self, mark: Any) -> Liveness | None:
+        """Return what decides about pings on one connection, or None if there are none."""
+        if self.ping_interval is None:
+            return None
+        return Liveness(self.ping_interval, self.ping_timeout, monotonic(), mark)
 
     def deadline(self, timeout: float | None) -> tuple[float, Deadline]:
         """Return a call's timeout in seconds, the line's own for None, and its deadline.
@@ -143,6 +161,14 @@ class LineSettings:
 
 class ExpiredError(TimeoutError):
     """Say, inside the faces, that a call's own deadline passed; callers see `DeadlineExceededError`."""
+
+
+class BusyError(UnavailableError):
+    """Say, inside the faces, that the server takes no new connection just now; callers see `UnavailableError`."""
+
+    def as_unavailable(self) -> UnavailableError:
+        """Return what the caller sees."""
+        return UnavailableError(str(self), is_safe_to_repeat=True)
 
 
 class BrokenCallError(HostlineError):
@@ -351,6 +377,8 @@ def farewell_error(farewell: Farewell) -> Exception:
         return PeerRefusedError(farewell.reason)
     if farewell.code in (GoawayCode.VERSION, GoawayCode.PROTOCOL):
         return RemoteProtocolError(farewell.reason)
+    if farewell.code == GoawayCode.BUSY:
+        return BusyError(farewell.reason, is_safe_to_repeat=True)
     return UnavailableError(farewell.reason, is_safe_to_repeat=True)
 
 

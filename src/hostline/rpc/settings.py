@@ -8,11 +8,16 @@ from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
+    MAX_BUFFERED_PER_UID,
+    MAX_CALLS_PER_UID,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
+    MAX_DESCRIPTORS_PER_UID,
 )
+from hostline.protocol.liveness import check_times
 
 __all__ = ["ServerSettings"]
 
@@ -30,6 +35,17 @@ class ServerSettings:
         max_connections: Connections at once.
         max_connections_per_uid: Connections at once of one user.
         offer_takeover: Whether a successor may take the socket over.
+        max_connection_rate_per_uid: New connections of one user in a second. When left out 200 where the service admits
+            several users, and without a bound where it admits its own and root alone; `math.inf` for no bound.
+        max_calls_per_uid: Calls of one user that run or wait; the next is answered `OverloadedError`.
+        max_buffered_per_uid: Bytes kept for one user; at this many its connections are not read on.
+        max_descriptors_per_uid: Descriptors kept for one user.
+        idle_timeout: Seconds after which a connection without calls is closed; None for never.
+        ping_interval: Seconds between pings to each client, to find those that are stopped; None for no pings.
+        ping_timeout: Seconds without any sign of life after a ping until a client is cut off.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -40,3 +56,30 @@ class ServerSettings:
     max_connections: int = MAX_CONNECTIONS
     max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID
     offer_takeover: bool = True
+    max_connection_rate_per_uid: float | None = None
+    max_calls_per_uid: int = MAX_CALLS_PER_UID
+    max_buffered_per_uid: int = MAX_BUFFERED_PER_UID
+    max_descriptors_per_uid: int = MAX_DESCRIPTORS_PER_UID
+    idle_timeout: float | None = None
+    ping_interval: float | None = None
+    ping_timeout: float = DEFAULT_PING_TIMEOUT
+
+    def __post_init__(self) -> None:
+        for name in ("max_connections", "max_connections_per_uid", "max_calls_per_uid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of {getattr(self, name)} must be at least 1, or nobody is ever served")
+        rate = self.max_connection_rate_per_uid
+        if rate is not None and not rate > 0:
+            raise ValueError(
+                f"max_connection_rate_per_uid of {rate} a second must be above 0, or nobody ever connects; "
+                "math.inf is no bound"
+            )
+        least = 2 * self.max_frame_size
+        if self.max_buffered_per_uid < least:
+            raise ValueError(
+                f"max_buffered_per_uid of {self.max_buffered_per_uid} bytes must be at least {least}, two frames of "
+                f"max_frame_size {self.max_frame_size}: raise the one or lower the other"
+            )
+        if self.max_descriptors_per_uid < 0:
+            raise ValueError(f"max_descriptors_per_uid of {self.max_descriptors_per_uid} must be 0 or more")
+        check_times(idle_timeout=self.idle_timeout, ping_interval=self.ping_interval, ping_timeout=self.ping_timeout)

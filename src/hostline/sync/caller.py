@@ -10,10 +10,11 @@ import select
 import socket
 from typing import Any, Final
 
-from hostline.clock import Deadline, poll_milliseconds
+from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
+from hostline.protocol.liveness import Look
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -24,7 +25,7 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds
+from hostline.unix.options import allow_fds, arrived_size
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.wire.attached import Attached
 from hostline.wire.frame import Frame
@@ -43,7 +44,7 @@ class Caller:
         protocol: What was said on it so far.
     """
 
-    __slots__ = ("_is_cut_off", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
+    __slots__ = ("_is_cut_off", "_liveness", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings) -> None:
         """Take over a connected socket; `greet` comes next.
@@ -64,6 +65,7 @@ class Caller:
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
             self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments)
+            self._liveness = settings.liveness(self.protocol.decoder.mark)
         except BaseException:
             sock.close()
             raise
@@ -112,6 +114,8 @@ class Caller:
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True)
         is_whole = False
+        if self._liveness is not None:
+            self._liveness.restart(monotonic(), self._mark())
         try:
             self._send(frame, deadline)
             is_whole = True
@@ -150,6 +154,8 @@ class Caller:
             TimeoutError: The deadline passed first; the connection is dirty.
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
+        if self._liveness is not None:
+            self._liveness.restart(monotonic(), self._mark())
         try:
             self._send(frame, deadline)
         except OverloadedError:
@@ -176,9 +182,7 @@ class Caller:
         poll.register(fd, select.POLLIN | select.POLLOUT)
         try:
             while True:
-                ready = poll.poll(poll_milliseconds(deadline.remaining()))
-                if not ready and deadline.has_passed():
-                    raise TimeoutError
+                ready = self._wait(poll, deadline, is_between_frames=False)
                 if ready and ready[0][1] & ~select.POLLOUT:
                     answers += self._receive(deadline)
                 if not rest:
@@ -251,8 +255,7 @@ class Caller:
     def _wait_for_room(self, deadline: Deadline) -> None:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLOUT)
-        if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
-            raise TimeoutError from None
+        self._wait(poll, deadline, is_between_frames=False)
 
     def _send_plain(self, data: bytes | bytearray | memoryview, deadline: Deadline, *, is_first: bool) -> None:
         rest: bytes | bytearray | memoryview = data
@@ -268,9 +271,41 @@ class Caller:
                 was_sent = rest is not data or not is_first
                 raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
 
+    def _wait(self, poll: select.poll | None, deadline: Deadline, is_between_frames: bool) -> list[tuple[int, int]]:
+        """Poll until something is ready, with pings if they are wanted, which cannot be sent in the middle of a frame.
+
+        Raises:
+            TimeoutError: The deadline passed.
+            BrokenCallError: The server gives no sign of life.
+        """
+        wait = self._poll_in if poll is None else poll.poll
+        liveness = self._liveness if self.protocol.answers_pings else None
+        while True:
+            left = deadline.remaining()
+            if liveness is not None:
+                left = min(left, max(0.0, liveness.next_at - monotonic()))
+            ready = wait(poll_milliseconds(left))
+            if ready:
+                return ready
+            if deadline.has_passed():
+                raise TimeoutError
+            if liveness is not None:
+                found = liveness.look(monotonic(), self._mark())
+                if found is Look.GIVE_UP:
+                    raise BrokenCallError(liveness.describe("server"), was_sent=True)
+                if found is Look.PING and is_between_frames:
+                    self.protocol.ping()
+                    self._send_best(b"".join(self.protocol.data_to_send()))
+
+    def _mark(self) -> object:
+        """Return what changes when anything has come: while a frame is sent it stays in the socket."""
+        return self.protocol.decoder.mark, arrived_size(self._sock)
+
     def _receive(self, deadline: Deadline) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
-        if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
+        if self._liveness is not None:
+            self._wait(None, deadline, is_between_frames=True)
+        elif not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
         protocol = self.protocol
         fds: list[Fd] | None = None

@@ -31,6 +31,7 @@ from hostline.errors import (
 from hostline.limits import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     POOL_IDLE_LIFETIME,
     POOL_MAX_SIZE,
     POOL_MIN_SIZE,
@@ -40,6 +41,7 @@ from hostline.protocol.pooling import PoolSettings
 from hostline.protocol.retry import Backoff
 from hostline.rpc.calling import (
     BrokenCallError,
+    BusyError,
     LineSettings,
     Repeats,
     StreamCall,
@@ -257,17 +259,23 @@ class Line:
     def _reach(self, loan: Loan, patience: Deadline, deadline: Deadline | None) -> Caller:
         """Connect; while nobody listens, try again with growing pauses until `patience` is over."""
         backoff = Backoff()
+        busy = Deadline.after(self._settings.connect_timeout)
+        busy = busy if deadline is None else busy.earlier(deadline)
         while True:
             limit = Deadline.after(self._settings.connect_timeout)
             try:
                 return self._connect(loan, limit if deadline is None else limit.earlier(deadline))
+            except BusyError as error:
+                left = max(patience.remaining(), busy.remaining())
+                if left <= 0:
+                    raise error.as_unavailable() from None
             except _ABSENT:
                 left = patience.remaining()
                 if left <= 0:
                     raise
-                time.sleep(min(backoff.pause(), left))
-                if self._is_closed:
-                    raise ClosedError("the line was closed") from None
+            time.sleep(min(backoff.pause(), left))
+            if self._is_closed:
+                raise ClosedError("the line was closed")
 
     def _connect(self, loan: Loan, deadline: Deadline) -> Caller:
         try:
@@ -385,6 +393,8 @@ def connect(
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> Line: ...
 
 
@@ -402,6 +412,8 @@ def connect(
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> T: ...
 
 
@@ -418,6 +430,8 @@ def connect(
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,
     timeout: float | None = None,
+    ping_interval: float | None = None,
+    ping_timeout: float = DEFAULT_PING_TIMEOUT,
 ) -> Any:
     """Open a line to a service.
 
@@ -433,6 +447,8 @@ def connect(
         max_size: Connections at most; a further caller waits for one.
         idle_lifetime: Seconds after which an unused connection above `min_size` is closed.
         timeout: Seconds for a call that names none, 30 when left out; `math.inf` for no limit.
+        ping_interval: Seconds between pings while a call waits, to find a stopped server; no pings when left out.
+        ping_timeout: Seconds without any sign of life after a ping until waiting calls end with `UnavailableError`.
 
     Raises:
         AddressError: The address is malformed.
@@ -443,7 +459,8 @@ def connect(
     """
     settings = LineSettings.of(
         address, server=server, timeout=timeout, connect_timeout=connect_timeout, wait=wait,
-        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size,
+        reconnect_timeout=reconnect_timeout, max_frame_size=max_frame_size, ping_interval=ping_interval,
+        ping_timeout=ping_timeout,
     )  # fmt: skip
     methods = interface_methods(interface, Interface) if interface is not None else []
     line = Line(settings, PoolSettings(min_size, max_size, idle_lifetime))

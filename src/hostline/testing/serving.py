@@ -47,6 +47,14 @@ class ServeOptions(TypedDict, total=False):
     queue: int
     threads: int
     max_frame_size: int
+    max_connections: int
+    max_connections_per_uid: int
+    max_connection_rate_per_uid: float | None
+    max_calls_per_uid: int
+    max_buffered_per_uid: int
+    idle_timeout: float | None
+    ping_interval: float | None
+    ping_timeout: float
 
 
 def loop_factory(name: str) -> LoopFactory:

@@ -20,13 +20,14 @@ from hostline.unix.oserrors import translate
 __all__ = [
     "allow_credentials",
     "allow_fds",
+    "arrived_size",
     "checked_max_fds",
     "checked_type",
     "disallow_fds",
     "forget_options",
     "largest_packet",
     "mark_packets",
-    "unread_size",
+    "unread_by_peer",
 ]
 
 _IS_LINUX = sys.platform == "linux"
@@ -143,7 +144,7 @@ def allow_credentials(sock: socket.socket) -> None:
         raise translate(reason, "setsockopt", "datagram", "") from error
 
 
-def unread_size(sock: socket.socket) -> int:
+def unread_by_peer(sock: socket.socket) -> int:
     """Return what was sent and not yet read by the peer, in bytes of the kernel's memory; 0 where it does not tell.
 
     Args:
@@ -152,3 +153,11 @@ def unread_size(sock: socket.socket) -> int:
     if not _IS_LINUX:
         return 0
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
+
+
+def arrived_size(sock: socket.socket) -> int:
+    """Return how many bytes have arrived and are not read; 0 where the system does not say."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0

@@ -146,6 +146,7 @@ class GoawayCode:
     PROTOCOL: Final = "protocol"
     TIMEOUT: Final = "timeout"
     LIMIT: Final = "limit"
+    BUSY: Final = "busy"
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):

@@ -171,6 +171,16 @@ class FrameDecoder:
         """Whether a frame has begun and is not complete."""
         return bool(self._buffer)
 
+    @property
+    def reserved_size(self) -> int:
+        """Bytes of a frame that has begun, as a whole; those of a header until that is known, and 0 without one."""
+        return self._needed if self._buffer else 0
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """A value that changes whenever something has arrived."""
+        return self.frame_count, len(self._buffer)
+
     def expect_frames(self) -> None:
         """Apply the full bound: the peer has said hello."""
         self._limit = self._max_frame_size

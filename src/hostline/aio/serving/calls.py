@@ -19,6 +19,7 @@ from hostline.errors import (
     CallError,
     DeadlineExceededError,
     InvalidArgumentError,
+    OverloadedError,
     RemoteProtocolError,
 )
 from hostline.limits import MAX_CALLS_PER_CONNECTION
@@ -63,12 +64,15 @@ class Calls:
 
     Attributes:
         open: The calls that run or wait, by id.
+        held_size: Bytes of arguments of those that wait, and of items that no handler has taken yet.
     """
 
-    __slots__ = ("_loop", "_protocol", "_server", "_session", "open")
+    __slots__ = ("_account", "_loop", "_protocol", "_server", "_session", "held_size", "open")
 
     def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
         self.open: dict[int, RunningCall] = {}
+        self.held_size = 0
+        self._account = session.holding.account
         self._session = session
         self._server = server
         self._loop = server.loop
@@ -95,6 +99,10 @@ class Calls:
         if len(self.open) < MAX_CALLS_PER_CONNECTION:
             return False
         return not any(call.inlet is not None or call.outlet is not None for call in self.open.values())
+
+    def has_running_streams(self) -> bool:
+        """Whether a handler may be waiting for just what is read next."""
+        return any(call.context and (call.inlet or call.outlet) for call in self.open.values())
 
     def arrive(self, frame: Frame) -> None:
         """Take a CALL: answer it, run it, or let it wait."""
@@ -138,11 +146,11 @@ class Calls:
         if stream is not None:
             inlet = TaskInlet if method.execution is Execution.TASK else WorkerInlet
             call.inlet = inlet(call, self._loop, stream)
-        verdict = self._server.admission.arrive(self._session, call_id, call)
-        if verdict is Verdict.OVERLOADED:
+        verdict = self._server.admission.arrive(self._session, call_id, call, self._account.calls)
+        if verdict is not Verdict.RUN and (refusal := self._refusal(verdict, call)) is not None:
             self._server.counts.overloaded += 1
             close_all(frame.fds)
-            self.fail(call_id, ErrorCode.OVERLOADED, self._server.overload_text)
+            self.fail(call_id, ErrorCode.OVERLOADED, refusal)
             return
         self.open[call_id] = call
         if time_left is not None:
@@ -150,8 +158,30 @@ class Calls:
         if verdict is Verdict.RUN:
             self.start(call)
 
+    def _refusal(self, verdict: Verdict, call: RunningCall) -> str | None:
+        """Say why a call that cannot run now does not wait either; otherwise charge what it holds, and return None."""
+        if verdict is Verdict.OVERLOADED:
+            return self._server.overload_text
+        if verdict is Verdict.LIMITED:
+            return self._server.accounts.calls_text(self._account)
+        if self._account.is_full and self.has_running_streams():
+            # Read for its streams alone: the account is full, and what waits would only make it fuller.
+            self._server.admission.withdraw(self._session, call.call_id, self._account.calls)
+            return self._server.accounts.bytes_text(self._account)
+        self._hold(call, len(call.payload))
+        return None
+
+    def _hold(self, call: RunningCall, size: int) -> None:
+        """Charge bytes that wait for a handler, or give them back; the session settles it at the end of its read."""
+        call.held += size
+        self.held_size += size
+        if size < 0:
+            self._session.settle()
+
     def start(self, call: RunningCall) -> None:
         """Run a call that has its slot."""
+        if call.held:
+            self._hold(call, -len(call.payload))
         if call.deadline.has_passed():  # the loop was busy, and its timer is late
             self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
             return
@@ -162,13 +192,15 @@ class Calls:
             self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
             return
         call.payload = b""
+        if self._account.is_full and (call.inlet or call.outlet):
+            self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
             call.task = self._loop.create_task(run)
             call.task.add_done_callback(partial(self._task_done, call))
             return
         try:
-            self._server.workers.submit(partial(self._run_in_worker, call, invocation))
+            self._server.accounts.submit(self._account, partial(self._run_in_worker, call, invocation))
         except RuntimeError as error:
             logger.error("%s cannot start a thread: %s", self._server.service.name, error)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
@@ -176,7 +208,7 @@ class Calls:
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
         """Answer a call that has its slot and will not run."""
         self._end(call)
-        self._server.release_slot_soon()
+        self._server.release_slot_soon(self._account)
         self.fail(call.call_id, code, message)
 
     def _run_inline(self, call: RunningCall) -> None:
@@ -242,7 +274,8 @@ class Calls:
 
     def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         self._finish(call, result, failure)
-        self._server.release_slot()
+        self._server.accounts.thread_done(self._account)
+        self._server.release_slot(self._account)
 
     def _task_done(self, call: RunningCall, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
@@ -250,7 +283,7 @@ class Calls:
         else:
             failure = task.exception()
             self._finish(call, None if failure else task.result(), failure)
-        self._server.release_slot()
+        self._server.release_slot(self._account)
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         """Take the end of a handler."""
@@ -290,8 +323,10 @@ class Calls:
 
     def item_taken(self, call: RunningCall, size: int) -> None:
         """Note that a handler took an item of its argument, for which its caller may send more."""
-        if not call.is_ended and self._protocol.taken(call.call_id, size):
-            self._session.flush_soon()
+        if not call.is_ended:
+            self._hold(call, -size)
+            if self._protocol.taken(call.call_id, size):
+                self._session.flush_soon()
 
     def _answer(self, method: Method, call_id: int, result: Any) -> None:
         try:
@@ -339,9 +374,14 @@ class Calls:
         self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
         self._stop(call, reason)
 
+    def _turn_down(self, call: RunningCall) -> None:
+        """Answer a waiting call whose items would make a full account fuller."""
+        text = self._server.accounts.bytes_text(self._account)
+        self._abort(call, ErrorCode.OVERLOADED, OverloadedError(text))
+
     def _stop(self, call: RunningCall, reason: CallError | None) -> None:
         """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""
-        if self._server.admission.withdraw(self._session, call.call_id) is not None:
+        if self._server.admission.withdraw(self._session, call.call_id, self._account.calls) is not None:
             return
         if call.context is not None:
             call.context.end(reason)
@@ -361,6 +401,8 @@ class Calls:
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
+        if call.held:
+            self._hold(call, -call.held)
 
     def on_stream(self, frame: Frame) -> None:
         """Take an item, the end of an argument, or credit for a result."""
@@ -380,6 +422,12 @@ class Calls:
                 if frame.fds and not holds_attached(call.inlet.annotation):
                     self._refuse_fds(frame, call.method)
                     return
+                if self._account.is_full and call.context is None:
+                    self._server.counts.overloaded += 1
+                    close_all(frame.fds)
+                    self._turn_down(call)
+                    return
+                self._hold(call, frame.cost)
                 call.inlet.deliver(frame)
             else:
                 call.inlet.complete()
@@ -402,4 +450,4 @@ class Calls:
         for call in list(self.open.values()):
             self._end(call)
             self._stop(call, None)
-        self._server.admission.withdraw_all(self._session)
+        self._server.admission.withdraw_all(self._session, self._account.calls)

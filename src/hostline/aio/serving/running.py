@@ -60,6 +60,7 @@ class RunningCall:
         "context",
         "deadline",
         "fds",
+        "held",
         "inlet",
         "is_ended",
         "is_named",
@@ -93,6 +94,7 @@ class RunningCall:
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.is_ended = False
+        self.held = 0  # bytes of arguments and items that no handler has taken yet
         self.inlet: Inlet | None = None  # of the argument that is a stream
         self.outlet: Outlet | None = None  # of a result that is one
 

@@ -19,6 +19,7 @@ import weakref
 from types import TracebackType
 from typing import Any, Final, Self
 
+from hostline.aio.serving.accounts import Accounts
 from hostline.aio.serving.mapped import MappedBuffers
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
@@ -29,6 +30,7 @@ from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, MAX_FDS_PER_FRAME
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
+from hostline.protocol.quotas import Account
 from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
@@ -64,7 +66,15 @@ class Server:
         self.settings = settings or ServerSettings()
         self.service = service
         self.max_frame_size = check_frame_size(self.settings.max_frame_size)
-        self.admission = Admission(self.settings.concurrency, self.settings.queue, _displace)
+        self._allow = allow or bound.rule
+        self.accounts = Accounts(self, self._allow)
+        self.admission = Admission(
+            self.settings.concurrency,
+            self.settings.queue,
+            _displace,
+            share=self.accounts.share,
+            max_calls=self.settings.max_calls_per_uid,
+        )
         self.workers = Workers(f"hostline-{service.name}", self.settings.threads)
         self.methods: list[Method] = [*service.methods.values(), *self._own_methods()]
         self.hello = encode_hello(
@@ -83,10 +93,8 @@ class Server:
             f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
         )
         self._bound = bound
-        self._allow = allow or bound.rule
         self._accepting = Accepting(bound.address.text)
         self._sessions: set[Session] = set()
-        self._by_uid: dict[int, int] = {}
         self._by_method: dict[str, int] = {}
         self._connections_total = 0
         self._connections_refused = 0
@@ -223,7 +231,6 @@ class Server:
             self._send_away(sock, peer, *refusal)
             return
         self._connections_total += 1
-        self._by_uid[peer.uid] = self._by_uid.get(peer.uid, 0) + 1
         self._sessions.add(Session(self, sock, peer))
 
     def _refusal(self, peer: Peer, reason: str | None) -> tuple[str, str] | None:
@@ -232,19 +239,18 @@ class Server:
             return GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down"
         if reason is not None:
             return GoawayCode.REFUSED, f"{self.service.name}: {reason}"
-        settings = self.settings
-        if len(self._sessions) >= settings.max_connections:
-            return GoawayCode.LIMIT, f"{self.service.name} has {settings.max_connections} connections, its most"
-        if self._by_uid.get(peer.uid, 0) >= settings.max_connections_per_uid:
-            most = settings.max_connections_per_uid
-            return GoawayCode.LIMIT, f"uid {peer.uid} has {most} connections to {self.service.name}, its most"
-        return None
+        refusal = self.accounts.quotas.refusal(peer.uid, monotonic())
+        if refusal is None:
+            return None
+        return GoawayCode.BUSY if refusal.is_passing else GoawayCode.LIMIT, f"{self.service.name}: {refusal.reason}"
 
     def _send_away(self, sock: socket.socket, peer: Peer, code: str, reason: str) -> None:
         """Tell a peer why it is not served; the farewell stays readable after the close."""
         self._connections_refused += 1
-        if code != GoawayCode.SHUTDOWN:
+        if code == GoawayCode.REFUSED:
             logger.warning("refused %s: %s", peer.describe(), reason)
+        elif code != GoawayCode.SHUTDOWN and (line := self.accounts.quotas.log_line(reason, monotonic())) is not None:
+            logger.warning("refused %s: %s", peer.describe(), line)
         with contextlib.suppress(OSError):
             sock.send(encode_farewell(code, reason), getattr(socket, "MSG_NOSIGNAL", 0))
         peer.close()
@@ -300,27 +306,24 @@ class Server:
     def forget(self, session: Session) -> None:
         """Take a closed session off the books."""
         self._sessions.discard(session)
-        uid = session.peer.uid
-        left = self._by_uid[uid] - 1
-        if left:
-            self._by_uid[uid] = left
-        else:
-            del self._by_uid[uid]
+        self.accounts.close(session)
         if self._accepting.descriptor_returned():
             self._accept_again()
         self._check_idle()
 
-    def release_slot(self) -> None:
+    def release_slot(self, account: Account) -> None:
         """Give a slot back and run what waits for it."""
-        self.admission.finish()
+        self.admission.finish(account.calls)
+        self.accounts.finished(account)
         self._use_slots()
 
-    def release_slot_soon(self) -> None:
+    def release_slot_soon(self, account: Account) -> None:
         """Give a slot back, and run what waits for it in the loop's next turn.
 
         A queue full of calls that are turned away would otherwise end each other, each a level deeper in the stack.
         """
-        self.admission.finish()
+        self.admission.finish(account.calls)
+        self.accounts.finished(account)
         self.loop.call_soon(self._use_slots)
 
     def _use_slots(self) -> None:
@@ -391,6 +394,7 @@ class Server:
             connections_refused=self._connections_refused,
             calls=counts,
             methods=dict(self._by_method),
+            users=self.accounts.stats(),
         )
 
 

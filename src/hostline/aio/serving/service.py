@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import threading
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from hostline.aio.serving.program import run_on
 from hostline.aio.serving.server import Server
-from hostline.aio.serving.supervising import BROKEN_SOCKET, Supervisor, check_workers
 from hostline.aio.serving.takeover import listen_or_take_over
-from hostline.aio.serving.worker import Worker, WorkerServer
+from hostline.aio.serving.workers.supervising import BROKEN_SOCKET, Supervisor, check_workers
+from hostline.aio.serving.workers.worker import Worker, WorkerServer
 from hostline.errors import SocketError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
     DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
+    MAX_BUFFERED_PER_UID,
+    MAX_CALLS_PER_UID,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.takeover.asking import Wanted
 from hostline.unix.address import Address, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.listening import Bound, listening_socket
+from hostline.unix.listening import Bound
 
 __all__ = ["Service", "Serving", "run_in_workers"]
 
@@ -92,6 +96,14 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
+        max_connection_rate_per_uid: float | None = None,
+        max_calls_per_uid: int = MAX_CALLS_PER_UID,
+        max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        idle_timeout: float | None = None,
+        ping_interval: float | None = None,
+        ping_timeout: float = DEFAULT_PING_TIMEOUT,
         takeover: bool = False,
         offer_takeover: bool = True,
     ) -> Serving:
@@ -112,20 +124,39 @@ class Service(ServiceBase):
             threads: Worker threads for `def` handlers.
             grace: Seconds that running calls get when the server stops.
             max_frame_size: Largest payload of one frame, in bytes.
+            max_connections: Connections at once.
+            max_connections_per_uid: Connections at once of one user; where several users are admitted no more than a
+                quarter of RLIMIT_NOFILE.
+            max_connection_rate_per_uid: New connections of one user in a second. When left out 200 where several users
+                are admitted, and no bound otherwise; `math.inf` for none.
+            max_calls_per_uid: Calls of one user that run or wait; the next is answered `OverloadedError`.
+            max_buffered_per_uid: Bytes kept for one user, whose connections are not read on at this many.
+            idle_timeout: Seconds after which a connection without calls is closed; never when left out.
+            ping_interval: Seconds between pings to each client, to find those that are stopped; no pings when left out.
+            ping_timeout: Seconds without any sign of life after a ping until a client is cut off.
             takeover: Take the listening socket over from the server that runs at the address, which then finishes
                 what it runs and stops; the file stays as it is. Where none runs, this starts as ever.
             offer_takeover: Whether a successor may do so with this server, through a socket beside its own
                 (`ADDRESS.control`).
 
         Raises:
+            ValueError: A number is out of range.
             AddressError: The address, or the mode for it, cannot be used. Raised when the server starts.
             AddressInUseError: A live server holds the address; with `takeover`, it could not be taken over.
         """
-        settings = ServerSettings(concurrency, queue, threads, grace, max_frame_size, offer_takeover=offer_takeover)
-        where = parse_address(self.name if address is None else address)
+        settings = ServerSettings(
+            concurrency, queue, threads, grace, max_frame_size, max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
+            ping_interval=ping_interval, ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+        )  # fmt: skip
+        wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
+        return self._serving(wanted, settings, allow, takeover)
 
-        wanted = Wanted(where, "stream", mode, owner, group, backlog)
+    def _address(self, address: str | os.PathLike[str] | Address | None) -> Address:
+        return parse_address(self.name if address is None else address)
 
+    def _serving(self, wanted: Wanted, settings: ServerSettings, allow: Peers | None, takeover: bool) -> Serving:
         def prepare(bound: Bound) -> Server:
             return Server(self, bound, allow=allow, settings=settings)
 
@@ -155,6 +186,14 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
+        max_connection_rate_per_uid: float | None = None,
+        max_calls_per_uid: int = MAX_CALLS_PER_UID,
+        max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        idle_timeout: float | None = None,
+        ping_interval: float | None = None,
+        ping_timeout: float = DEFAULT_PING_TIMEOUT,
         takeover: bool = False,
         offer_takeover: bool = True,
         workers: int = 1,
@@ -177,6 +216,14 @@ class Service(ServiceBase):
             threads: See `serve`.
             grace: See `serve`.
             max_frame_size: See `serve`.
+            max_connections: See `serve`.
+            max_connections_per_uid: See `serve`.
+            max_connection_rate_per_uid: See `serve`.
+            max_calls_per_uid: See `serve`.
+            max_buffered_per_uid: See `serve`.
+            idle_timeout: See `serve`.
+            ping_interval: See `serve`.
+            ping_timeout: See `serve`.
             takeover: See `serve`.
             offer_takeover: See `serve`.
             workers: Processes that serve, forked before any of them has a loop; each has the bounds above for itself.
@@ -192,51 +239,44 @@ class Service(ServiceBase):
             LocalProtocolError: Several workers are started from another thread than the main one.
         """
         check_workers(workers)
+        settings = ServerSettings(
+            concurrency, queue, threads, grace, max_frame_size, max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
+            ping_interval=ping_interval, ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+        )  # fmt: skip
+        wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
         if workers == 1:
-            serving = self.serve(
-                address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
-                queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size, takeover=takeover,
-                offer_takeover=offer_takeover,
-            )  # fmt: skip
-            _run_on(loop_factory, serving, on_start, _SIGNALS)
+            run_on(loop_factory, self._serving(wanted, settings, allow, takeover), on_start, _SIGNALS)
             return
         if takeover:
             raise ValueError(f"takeover with {workers} workers: several processes are renewed by SIGHUP instead")
         run_in_workers(
-            self.name, lambda: self, address, count=workers, mode=mode, owner=owner, group=group, backlog=backlog,
-            allow=allow, settings=ServerSettings(concurrency, queue, threads, grace, max_frame_size),
-            loop_factory=loop_factory, on_start=on_start,
+            self.name, lambda: self, wanted, count=workers, settings=settings, allow=allow, loop_factory=loop_factory,
+            on_start=on_start,
         )  # fmt: skip
 
 
 def run_in_workers(
     name: str,
     load: Callable[[], Service],
-    address: str | os.PathLike[str] | Address | None = None,
+    wanted: Wanted,
     *,
     count: int,
-    mode: int | None = None,
-    owner: int | str | None = None,
-    group: int | str | None = None,
-    backlog: int | None = None,
-    allow: Peers | None = None,
     settings: ServerSettings,
+    allow: Peers | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     on_start: Callable[[Server], None] | None = None,
 ) -> None:
     """Serve in several processes until SIGTERM or SIGINT, finish what runs, and return.
 
     Args:
-        name: The service's name, also its address unless another is given.
+        name: The service's name.
         load: Returns the service; called in each worker process, so that what it imports is fresh after a reload.
-        address: As for `Service.run`, like everything not listed here.
+        wanted: What listens where.
         count: Worker processes.
-        mode: See `Service.run`.
-        owner: See `Service.run`.
-        group: See `Service.run`.
-        backlog: See `Service.run`.
-        allow: See `Service.run`.
         settings: The bounds of each worker.
+        allow: See `Service.run`.
         loop_factory: See `Service.run`.
         on_start: See `Service.run`.
 
@@ -244,7 +284,6 @@ def run_in_workers(
         WorkersFailedError: No worker became ready, or none can accept any more.
     """
     check_workers(count)
-    where = parse_address(name if address is None else address)
     settings = replace(settings, offer_takeover=False)  # the socket is the supervisor's
 
     def work(worker: Worker) -> None:
@@ -261,102 +300,10 @@ def run_in_workers(
         serving = Serving(make)
         try:
             # SIGINT is the supervisor's: the terminal sends it to all.
-            _run_on(loop_factory, serving, started, (signal.SIGTERM,))
+            run_on(loop_factory, serving, started, (signal.SIGTERM,))
         except SocketError as error:
             if error.operation != "accept":
                 raise
             raise SystemExit(BROKEN_SOCKET) from error
 
-    bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
-    Supervisor(name, bound, count, grace=settings.grace, work=work).run()
-
-
-def _run_on(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
-    serving: Serving,
-    on_start: Callable[[Server], None] | None,
-    numbers: tuple[signal.Signals, ...],
-) -> None:
-    """Serve on a loop of its own until one of the signals."""
-    loop = (loop_factory or asyncio.new_event_loop)()
-    try:
-        # The signals first: a server that can be seen can also be told to stop. And last: what is left is ended.
-        with _StopSignals(loop, numbers) as signals:
-            try:
-                loop.run_until_complete(_run(serving, on_start, signals))
-            finally:
-                _end_tasks(loop)
-    finally:
-        loop.close()
-
-
-async def _run(serving: Serving, on_start: Callable[[Server], None] | None, signals: _StopSignals) -> None:
-    signals.starting = asyncio.current_task()
-    try:
-        server = await serving
-    except asyncio.CancelledError:
-        if signals.is_stopped:
-            return  # told to stop while it waited for the server that it was to take over
-        raise
-    signals.server = server
-    try:
-        if on_start is not None:
-            on_start(server)
-        await server.wait_closed()
-    finally:
-        await server.shutdown()
-
-
-def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """End what is left on the loop.
-
-    Not `asyncio.Runner`: it waits without end for a task that swallows its cancellation, so that one such handler
-    would keep a stopped service from leaving after its grace time.
-    """
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if left:
-        _, stubborn = loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        for task in stubborn:
-            # The server has logged that it leaves these behind; asyncio need not say it once more, as an error.
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-    loop.run_until_complete(loop.shutdown_asyncgens())
-
-
-class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
-    """Turn SIGTERM and SIGINT into a shutdown; the second one ends what still runs."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, numbers: tuple[signal.Signals, ...]) -> None:
-        # One of the two is set before the loop turns for the first time, and so before any signal is heard.
-        self.starting: asyncio.Task[Any] | None = None
-        self.server: Server | None = None
-        self.is_stopped = False
-        self._loop = loop
-        self._numbers = numbers
-        self._before: dict[int, Any] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        self._is_main = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> Self:
-        if self._is_main:  # elsewhere Python delivers no signals: the program around decides when to stop
-            for number in self._numbers:
-                self._before[number] = signal.getsignal(number)
-                self._loop.add_signal_handler(number, self._stop)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            self._loop.remove_signal_handler(number)
-            if handler is not None:  # None: not set from Python, and cannot be set again from here
-                signal.signal(number, handler)
-
-    def _stop(self) -> None:
-        self.is_stopped = True
-        if self.server is None and self.starting is not None:
-            self.starting.cancel()
-        if self.server is not None:
-            grace = 0.0 if self._tasks else None
-            self._tasks.append(self._loop.create_task(self.server.shutdown(grace)))
+    Supervisor(name, wanted.listen(), count, grace=settings.grace, work=work).run()

@@ -2,9 +2,10 @@
 
 The state machine (protocol/connection/) says what the bytes mean, the server's admission which calls run. This
 module waits, reads, writes and obeys. A session stops reading while its peer has too many calls open or leaves too
-many answers unread, so that a flood stays in the flooder's own socket buffer.
+many answers unread, so that a flood stays in the flooder's own socket buffer; what all sessions of a user hold
+together is bounded in the same way (accounts.py).
 
-More than 400 lines, because what is read depends on what is left unread, and the other way round.
+More than 400 lines: reading, writing and their limits act on each other at every step.
 """
 
 from __future__ import annotations
@@ -14,14 +15,9 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from hostline.aio.serving.calls import Calls
+from hostline.aio.serving.watches import QuietWatch, ReaderWatch
 from hostline.aio.waiting import must_look_again
-from hostline.errors import (
-    CallCancelledError,
-    DeadlineExceededError,
-    DescriptorError,
-    OverloadedError,
-    RemoteProtocolError,
-)
+from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError
 from hostline.limits import (
     FDS_IN_FLIGHT_CHECK,
     FRAME_TIMEOUT,
@@ -30,6 +26,7 @@ from hostline.limits import (
     HIGH_WATER,
     LOW_WATER,
     READ_SIZE,
+    SIGN_OF_LIFE,
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
@@ -37,7 +34,7 @@ from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, unread_size
+from hostline.unix.options import allow_fds, unread_by_peer
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
@@ -59,9 +56,6 @@ _CREDIT: Final = int(Kind.CREDIT)
 _ITEM: Final = int(Kind.ITEM)
 _STREAM: Final = int(Flag.STREAM)
 
-# How a handler ends that was told to: no failure of its own.
-_ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
-
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
 
@@ -81,6 +75,7 @@ class Session:
         "_fd",
         "_fds_sent",
         "_fds_timer",
+        "_fds_wait",
         "_frame_timer",
         "_handshake_timer",
         "_is_closed",
@@ -89,17 +84,22 @@ class Session:
         "_is_paused",
         "_is_writing",
         "_kept",
+        "_kept_size",
         "_looks_again",
         "_loop",
         "_max_fds",
         "_outgoing",
+        "_paused_checks",
         "_protocol",
+        "_quiet",
+        "_reader",
+        "_reserved",
         "_server",
-        "_slow_timer",
         "_sock",
         "_turn",
         "_unflushed",
         "_watched",
+        "holding",
         "is_held",
         "peer",
     )
@@ -110,14 +110,18 @@ class Session:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = server.loop
+        self.holding = server.accounts.open(self, peer.uid)
         self._protocol = ServerConnection(server.hello, server.max_frame_size, server.max_fds)
         self._max_fds = server.max_fds
         if server.max_fds:
             allow_fds(sock)
         self._fds_sent = FdsInFlight(sock)
         self._fds_timer: asyncio.TimerHandle | None = None  # set while the peer has to take descriptors first
+        self._fds_wait: asyncio.TimerHandle | None = None  # until it is cut off for not doing so
         self._calls = Calls(self, server, self._protocol)
         self._kept: list[Frame] = []  # read while there was too much open, and not taken yet
+        self._kept_size = 0  # their bytes, at most
+        self._reserved = 0  # bytes of the frame that has begun, counted whole
         self._outgoing = Outgoing()
         self._is_closed = False
         self._is_draining = False
@@ -129,13 +133,29 @@ class Session:
         self._unflushed = 0  # bytes of answers that the protocol holds
         self._watched = 0  # frames that were complete when the frame timer began
         self._frame_timer: asyncio.TimerHandle | None = None
-        self._slow_timer: asyncio.TimerHandle | None = None
+        self._reader: ReaderWatch | None = None
+        self._paused_checks = 0
         self._check_timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None  # set while the other connections have theirs
-        self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(
-            HANDSHAKE_TIMEOUT, self._time_out, f"no hello within {HANDSHAKE_TIMEOUT} seconds"
-        )
+        self._handshake_timer: asyncio.TimerHandle | None = self._loop.call_later(HANDSHAKE_TIMEOUT, self._miss_hello)
+        settings = server.settings
+        is_watched = settings.idle_timeout is not None or settings.ping_interval is not None
+        self._quiet = QuietWatch(self, self._protocol, settings) if is_watched else None
         self._loop.add_reader(self._fd, self._on_readable)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is closed."""
+        return self._is_closed
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the peer is being read."""
+        return not self._is_paused
+
+    def is_busy(self) -> bool:
+        """Whether anything is under way here."""
+        return bool(self._calls.open or self._outgoing.size or self._kept or self._protocol.is_partial)
 
     def abort_calls(self, reason: str) -> None:
         """Answer every open call with an error and tell its handler to end."""
@@ -150,6 +170,9 @@ class Session:
     def _read(self) -> bool:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_paused or self._is_closed:
+            return False
+        if self.holding.account.is_full and not self._may_read():
+            self._pause()
             return False
         fds: list[Fd] | None = None
         try:
@@ -176,24 +199,54 @@ class Session:
         if self._handshake_timer is not None and self._protocol.client is not None:
             self._handshake_timer.cancel()
             self._handshake_timer = None
-        if self._frame_timer is not None or self._protocol.is_partial:
+        is_partial = self._protocol.is_partial
+        if is_partial or self._frame_timer is not None:
             self._watch_frame()
         if frames:
             self._take(frames)
+            if self._kept:
+                self._kept_size = self._reserved + len(data)
         self.flush()
+        if is_partial or self.holding.kept or self._kept or self._calls.held_size:
+            self.settle()
         return True
+
+    def _may_read(self) -> bool:
+        """Whether this peer is read though its user's account is full."""
+        is_begun = bool(self._kept) or self._protocol.is_partial or self._calls.has_running_streams()
+        return self.holding.account.may_read(self.holding, is_begun)
+
+    def read_on(self) -> None:
+        """Read on: the user's account has room again."""
+        self._resume()
+        self._on_readable()
+        self._server.accounts.go_on(self.holding.account)
+
+    def settle(self) -> None:
+        """Charge the user what is held for this connection now."""
+        if not self._is_closed:
+            self._reserved = self._protocol.decoder.reserved_size
+            kept = self._reserved + self._kept_size + self._calls.held_size
+            self._server.accounts.settle(self, kept, self._outgoing.size)
+
+    def _miss_hello(self) -> None:
+        """Cut off a peer that did not introduce itself, unless it is us who did not read it."""
+        if self._is_paused:
+            self._handshake_timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._miss_hello)
+        else:
+            self.time_out(f"no hello within {HANDSHAKE_TIMEOUT} seconds")
 
     def _watch_frame(self) -> None:
         """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
         timer = self._frame_timer
         is_partial = self._protocol.is_partial
-        if timer is not None and (self._protocol.frame_count != self._watched or not is_partial):
+        if timer is not None and (self._protocol.decoder.frame_count != self._watched or not is_partial):
             timer.cancel()
             self._frame_timer = timer = None
         if is_partial and timer is None:
-            self._watched = self._protocol.frame_count
+            self._watched = self._protocol.decoder.frame_count
             text = f"a frame was not complete within {FRAME_TIMEOUT} seconds"
-            self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self._time_out, text)
+            self._frame_timer = self._loop.call_later(FRAME_TIMEOUT, self.time_out, text)
 
     def _take(self, frames: list[Frame]) -> None:
         """Take calls and cancellations in order until the peer has as much open as it may; the rest is kept.
@@ -228,6 +281,7 @@ class Session:
         if not self._is_paused:
             self._is_paused = True
             self._loop.remove_reader(self._fd)
+            self._paused_checks = 0
             self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
             if self._frame_timer is not None:
                 self._frame_timer.cancel()  # it is us now who keep the frame from being complete
@@ -237,7 +291,9 @@ class Session:
         """Read on, if there is room again and the events already read are taken."""
         if not self._is_paused or self._is_closed or self._turn is not None:
             return
-        if self._outgoing.size > LOW_WATER or self._calls.is_full():
+        if self.is_held or self._outgoing.size > LOW_WATER or self._calls.is_full():
+            return
+        if self.holding.account.is_full and not self._may_read():
             return
         self._is_paused = False
         if self._check_timer is not None:
@@ -246,6 +302,10 @@ class Session:
         frames, self._kept = self._kept, []
         self._take(frames)
         self.flush_soon()
+        if self._kept_size:
+            if not self._kept:
+                self._kept_size = 0
+            self.settle()
         if not self._is_paused and not self._is_closed:
             self._loop.add_reader(self._fd, self._on_readable)
             self._watch_frame()  # with a new timer, for the pause ended the old one
@@ -254,8 +314,14 @@ class Session:
         """See whether a peer that is not being read has gone; if so its calls are cancelled."""
         if has_hung_up(self._fd):
             self.close()
-        else:
-            self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
+            return
+        self._check_timer = self._loop.call_later(_PAUSED_CHECK, self._check_paused)
+        self._paused_checks += 1
+        if self._paused_checks * _PAUSED_CHECK >= SIGN_OF_LIFE and not self._outgoing.size:
+            self._paused_checks = 0
+            if self._protocol.answers_pings:
+                self._protocol.pong()  # unasked: a sign of life, for its pings are not read either
+                self.flush_soon()
 
     # --- writing -------------------------------------------------------------------------------------
 
@@ -282,10 +348,14 @@ class Session:
             buffers = self._send_at_once(buffers[0])
         for buffer in buffers:
             self._outgoing.append(buffer)
-        if self._outgoing.size and not self._is_writing and self._fds_timer is None:
-            self._write()
+        if self._outgoing.size:
+            if not self._is_writing and self._fds_timer is None:
+                self._write()
+            self.settle()
+            if self.holding.account.is_choked:
+                self.regulate()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
-            self._regulate()
+            self.regulate()
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
         """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
@@ -297,7 +367,8 @@ class Session:
 
     def _on_writable(self) -> None:
         self._write()
-        self._regulate()
+        self.settle()
+        self.regulate()
 
     def _write(self) -> None:
         outgoing = self._outgoing
@@ -328,9 +399,9 @@ class Session:
         outgoing = self._outgoing
         if not self._fds_sent.has_room(len(fds)):
             self._fds_timer = self._loop.call_later(FDS_IN_FLIGHT_CHECK, self._send_attached_again)
-            if self._slow_timer is None:
+            if self._fds_wait is None:
                 text = f"descriptors were not taken for {SLOW_READER_TIMEOUT} seconds"
-                self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
+                self._fds_wait = self._loop.call_later(SLOW_READER_TIMEOUT, self.time_out, text)
             return False
         try:
             outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
@@ -344,41 +415,45 @@ class Session:
             else:
                 size = self._protocol.max_reply_size
                 outgoing.replace_first(encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), size))
-        if self._slow_timer is not None and not self.is_held:
-            self._slow_timer.cancel()
-            self._slow_timer = None
+        if self._fds_wait is not None:
+            self._fds_wait.cancel()
+            self._fds_wait = None
         return True
 
     def _send_attached_again(self) -> None:
         self._fds_timer = None
         self._on_writable()
 
-    def _regulate(self) -> None:
+    def regulate(self) -> None:
         """Hold or resume this peer's calls by how much it leaves unread, and close when it is drained."""
         if self._is_closed:
             return
-        if self._outgoing.size > HIGH_WATER:
+        if self._is_behind():
             self._pause()  # pings want answers too: nothing more is read from a peer that reads nothing
             if not self.is_held:
                 self.is_held = True
-                self._server.admission.hold(self)
+                self._server.admission.hold(self, self.holding.account.calls)
                 self._calls.hold_streams()
-                text = f"answers were left unread for {SLOW_READER_TIMEOUT} seconds"
-                if self._slow_timer is not None:
-                    self._slow_timer.cancel()
-                self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
+                if self._reader is None:
+                    self._reader = ReaderWatch(self, self._outgoing, SLOW_READER_TIMEOUT)
         elif self.is_held and self._outgoing.size <= LOW_WATER:
             self.is_held = False
-            if self._slow_timer is not None:
-                self._slow_timer.cancel()
-                self._slow_timer = None
-            self._server.admission.resume(self)
+            self._server.admission.resume(self, self.holding.account.calls)
             self._calls.hold_streams()
             self._server.start_waiting()
         if self._is_paused:
             self._resume()
         if self._is_draining and not self._calls.open and not self._outgoing.size and not self._kept:
             self.close()
+
+    def _is_behind(self) -> bool:
+        """Whether the peer leaves more unread than it may: anything at all if its user leaves too much."""
+        size = self._outgoing.size
+        return size > HIGH_WATER or (size > 0 and self.holding.account.is_choked)
+
+    def forget_reader_watch(self) -> None:
+        """Note that the peer has read what it was due to read."""
+        self._reader = None
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -387,7 +462,7 @@ class Session:
         if self._is_closed:
             return True
         is_sent = self._protocol.client is not None and not self._outgoing.size and not self._is_flushing
-        return is_sent and unread_size(self._sock) == 0
+        return is_sent and unread_by_peer(self._sock) == 0
 
     def drain(self, code: str, reason: str) -> None:
         """Say goodbye, finish what runs, then close."""
@@ -401,7 +476,8 @@ class Session:
         logger.warning("%s broke the protocol: %s", self.peer.describe(), error)
         self._say_last(GoawayCode.PROTOCOL, str(error))
 
-    def _time_out(self, reason: str) -> None:
+    def time_out(self, reason: str) -> None:
+        """Cut off a peer whose time is over, telling it which."""
         logger.warning("%s was cut off: %s", self.peer.describe(), reason)
         self._say_last(GoawayCode.TIMEOUT, reason)
 
@@ -410,10 +486,6 @@ class Session:
         self._protocol.go_away(code, reason)
         self.flush()
         self.close()
-
-    def _timers(self) -> tuple[asyncio.Handle | None, ...]:
-        slow, fds = self._slow_timer, self._fds_timer
-        return (self._handshake_timer, self._frame_timer, slow, fds, self._check_timer, self._turn)
 
     def abandon(self) -> None:
         """In a forked child: close the copy of the socket and touch nothing else."""
@@ -429,7 +501,8 @@ class Session:
             self._loop.remove_reader(self._fd)
         if self._is_writing:
             self._loop.remove_writer(self._fd)
-        for timer in self._timers():
+        timers = (self._handshake_timer, self._frame_timer, self._check_timer, self._turn)
+        for timer in (*timers, self._fds_timer, self._fds_wait, self._reader, self._quiet):
             if timer is not None:
                 timer.cancel()
         for frame in self._kept:

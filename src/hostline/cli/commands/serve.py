@@ -13,7 +13,17 @@ import typer
 from hostline.cli.exits import CommandError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
-from hostline.limits import DEFAULT_CONCURRENCY, DEFAULT_GRACE, DEFAULT_QUEUE, DEFAULT_THREADS
+from hostline.limits import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_GRACE,
+    DEFAULT_PING_TIMEOUT,
+    DEFAULT_QUEUE,
+    DEFAULT_THREADS,
+    MAX_BUFFERED_PER_UID,
+    MAX_CALLS_PER_UID,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -89,6 +99,50 @@ _Workers = Annotated[
     int,
     typer.Option("--workers", metavar="N", help="Processes that serve; SIGHUP replaces them by new ones."),
 ]
+_MaxConnections = Annotated[int, typer.Option("--max-connections", metavar="N", min=1, help="Connections at once.")]
+_MaxConnectionsPerUid = Annotated[
+    int,
+    typer.Option("--max-connections-per-uid", metavar="N", min=1, help="Connections at once of one user."),
+]
+_MaxRate = Annotated[
+    float | None,
+    typer.Option(
+        "--max-connection-rate-per-uid",
+        metavar="N",
+        help="New connections of one user in a second; inf is no bound.",
+        show_default="200 where several users are admitted",
+    ),
+]
+_MaxCalls = Annotated[
+    int, typer.Option("--max-calls-per-uid", metavar="N", min=1, help="Calls of one user that run or wait.")
+]
+_MaxBuffered = Annotated[
+    int, typer.Option("--max-buffered-per-uid", metavar="BYTES", min=1, help="Bytes kept for one user.")
+]
+_IdleTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--idle-timeout",
+        metavar="SECONDS",
+        help="Seconds after which a connection without calls is closed.",
+        show_default="never",
+    ),
+]
+_PingInterval = Annotated[
+    float | None,
+    typer.Option(
+        "--ping-interval",
+        metavar="SECONDS",
+        help="Seconds between pings to each client, to find those that are stopped.",
+        show_default="no pings",
+    ),
+]
+_PingTimeout = Annotated[
+    float,
+    typer.Option(
+        "--ping-timeout", metavar="SECONDS", help="Seconds without a sign of life after which a client is cut off."
+    ),
+]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
 _Takeover = Annotated[
     bool,
@@ -115,6 +169,14 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
+    max_connections: _MaxConnections = MAX_CONNECTIONS,
+    max_connections_per_uid: _MaxConnectionsPerUid = MAX_CONNECTIONS_PER_UID,
+    max_connection_rate_per_uid: _MaxRate = None,
+    max_calls_per_uid: _MaxCalls = MAX_CALLS_PER_UID,
+    max_buffered_per_uid: _MaxBuffered = MAX_BUFFERED_PER_UID,
+    idle_timeout: _IdleTimeout = None,
+    ping_interval: _PingInterval = None,
+    ping_timeout: _PingTimeout = DEFAULT_PING_TIMEOUT,
     takeover: _Takeover = False,
     no_offer: _NoOffer = False,
     workers: _Workers = 1,
@@ -126,10 +188,12 @@ def serve(
     It runs until SIGTERM, Ctrl-C or a successor with --takeover; calls that run then are finished first. The working
     directory is searched for the module. The socket file has mode 0600, and only you and root are admitted, unless
     --mode says otherwise.
-    """
+    \f
+    More than 60 lines, because each option is one.
+    """  # noqa: D301 - a form feed: the help ends there
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")
-    from hostline.aio.serving.supervising import check_workers
+    from hostline.aio.serving.workers.supervising import check_workers
     from hostline.cli.loading import load_service
 
     with checked_values():
@@ -149,6 +213,14 @@ def serve(
                 queue=queue,
                 threads=threads,
                 grace=limit,
+                max_connections=max_connections,
+                max_connections_per_uid=max_connections_per_uid,
+                max_connection_rate_per_uid=max_connection_rate_per_uid,
+                max_calls_per_uid=max_calls_per_uid,
+                max_buffered_per_uid=max_buffered_per_uid,
+                idle_timeout=idle_timeout,
+                ping_interval=ping_interval,
+                ping_timeout=ping_timeout,
                 takeover=takeover,
                 offer_takeover=not no_offer,
                 loop_factory=loop_factory,
@@ -159,20 +231,21 @@ def serve(
     from hostline.aio.serving.service import run_in_workers
     from hostline.cli.forked import loaded_here, name_in_child
     from hostline.rpc.settings import ServerSettings
+    from hostline.rpc.takeover.asking import Wanted
+    from hostline.unix.address import parse_address
 
     name = name_in_child(target)
     with checked_values():
+        settings = ServerSettings(
+            concurrency, queue, threads, limit, max_connections=max_connections,
+            max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
+            ping_interval=ping_interval, ping_timeout=ping_timeout,
+        )  # fmt: skip
+        where = parse_address(name if address is None else address)
+        wanted = Wanted(where, "stream", permissions, account(owner), account(group), backlog)
         run_in_workers(
-            name,
-            lambda: loaded_here(target),
-            address,
-            count=workers,
-            mode=permissions,
-            owner=account(owner),
-            group=account(group),
-            backlog=backlog,
-            settings=ServerSettings(concurrency, queue, threads, limit),
-            loop_factory=loop_factory,
+            name, lambda: loaded_here(target), wanted, count=workers, settings=settings, loop_factory=loop_factory
         )
 
 

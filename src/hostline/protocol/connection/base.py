@@ -39,7 +39,7 @@ class Connection:
     role: Role
 
     def __init__(self, max_frame_size: int, max_fds: int = 0) -> None:
-        self._decoder = FrameDecoder(max_frame_size, max_fds)
+        self.decoder = FrameDecoder(max_frame_size, max_fds)
         self._max_frame_size = max_frame_size
         self._enter(State.OPENING)
         self._outgoing: list[bytes | bytearray] = []
@@ -49,12 +49,12 @@ class Connection:
     @property
     def is_partial(self) -> bool:
         """Whether a frame has begun to arrive and is not complete."""
-        return self._decoder.is_partial
+        return self.decoder.is_partial
 
     @property
-    def frame_count(self) -> int:
-        """Frames that arrived complete so far, of any kind."""
-        return self._decoder.frame_count
+    def answers_pings(self) -> bool:
+        """Whether the peer has said that it does."""
+        return "ping" in self._features and self.state in (State.OPEN, State.CLOSING)
 
     def data_to_send(self) -> list[bytes | bytearray]:
         """Return the frames to send, in order, and forget them."""
@@ -77,7 +77,7 @@ class Connection:
             raise LocalProtocolError("the peer does not name the feature 'ping'")
         self._outgoing.append(encode_frame(Kind.PING))
 
-    def _pong(self) -> None:
+    def pong(self) -> None:
         """Queue one PONG for all the PINGs since the last look: a flood of them must not fill our memory."""
         if not self._has_pong:
             self._has_pong = True
@@ -89,7 +89,7 @@ class Connection:
         Raises:
             RemoteProtocolError: The bytes or their order break the protocol; the state is CLOSED afterwards.
         """
-        decoder = self._decoder
+        decoder = self.decoder
         try:
             frames = decoder.receive_data(data, fds)
             for frame in frames:
@@ -109,7 +109,7 @@ class Connection:
 
     def close_held(self) -> None:
         """Close the descriptors of what has arrived in part, or waits to be sent: the connection has ended."""
-        self._decoder.close_held()
+        self.decoder.close_held()
         for frame in self._outgoing:
             close_attached(frame)
 
@@ -124,4 +124,4 @@ class Connection:
         self.state = state
         self._allowed = TRANSITIONS[self.role, state]
         if state is State.CLOSED:
-            self._decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end
+            self.decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end

@@ -129,7 +129,7 @@ class ClientConnection(Connection):
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
-                    self._pong()
+                    self.pong()
                 elif kind == _GOAWAY:
                     self._part(decode_farewell(frame.payload))
         except RemoteProtocolError:
@@ -334,12 +334,12 @@ class ClientConnection(Connection):
         self._features = frozenset(hello.features)
         self._taking = frozenset(entry.name for entry in hello.methods if entry.takes_descriptors)
         if "descriptors" in self._features and any(entry.gives_descriptors for entry in hello.methods):
-            self._decoder.max_fds = MAX_FDS_PER_FRAME
+            self.decoder.max_fds = MAX_FDS_PER_FRAME
 
     @property
     def max_fds(self) -> int:
         """Descriptors that one frame may bring: none before the server said that a method gives some."""
-        return self._decoder.max_fds
+        return self.decoder.max_fds
 
     def _part(self, farewell: Farewell) -> None:
         before = self.farewell

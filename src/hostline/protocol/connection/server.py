@@ -60,6 +60,7 @@ class ServerConnection(Connection):
     Attributes:
         client: What the client said of itself, or None before that.
         in_flight: Ids of calls that are not answered yet.
+        last_call_id: The highest id of a call so far.
         max_reply_size: The largest payload that the client takes, in bytes.
     """
 
@@ -72,7 +73,7 @@ class ServerConnection(Connection):
         self._windows: dict[int, Window | None] = {}  # of calls with an argument that is a stream; None once it ended
         self.max_reply_size = DEFAULT_MAX_FRAME_SIZE
         self._hello = hello
-        self._last_call_id = 0
+        self.last_call_id = 0
         self._is_leaving = False
         self._is_client_leaving = False
 
@@ -106,7 +107,7 @@ class ServerConnection(Connection):
                 elif kind == _HELLO:
                     self._meet(frame.payload)
                 elif kind == _PING:
-                    self._pong()
+                    self.pong()
                 elif kind == _GOAWAY:
                     decode_farewell(frame.payload)
                     self._is_client_leaving = True
@@ -172,7 +173,7 @@ class ServerConnection(Connection):
         """
         if not self._is_leaving:
             self._is_leaving = True
-            self._outgoing.append(encode_farewell(code, reason, self._last_call_id))
+            self._outgoing.append(encode_farewell(code, reason, self.last_call_id))
             if self.state is State.OPEN:
                 self._enter(State.CLOSING)
             elif self.state is State.OPENING:
@@ -185,11 +186,11 @@ class ServerConnection(Connection):
         if self._is_client_leaving:
             raise RemoteProtocolError(f"call {call_id} after the client's own goaway")
         if self._is_leaving:
-            if call_id <= self._last_call_id:  # ids began anew: the farewell does not rule this one out
+            if call_id <= self.last_call_id:  # ids began anew: the farewell does not rule this one out
                 self._outgoing.append(encode_failure(call_id, ErrorCode.NOT_RUN, "", _NOT_RUN, self.max_reply_size))
             return
-        if call_id > self._last_call_id:
-            self._last_call_id = call_id
+        if call_id > self.last_call_id:
+            self.last_call_id = call_id
         self.in_flight.add(call_id)
         if frame.flags & _STREAM:
             self._windows[call_id] = Window()

@@ -12,7 +12,7 @@ import socket
 from collections import deque
 
 from hostline.limits import MAX_FDS_IN_FLIGHT, MIN_FDS_IN_FLIGHT
-from hostline.unix.options import unread_size
+from hostline.unix.options import unread_by_peer
 
 __all__ = ["FdsInFlight", "most_in_flight"]
 
@@ -52,6 +52,6 @@ class FdsInFlight:
     def _forget_taken(self) -> None:
         if not self._counts:
             return
-        most = unread_size(self._sock) // _LEAST  # 0 where nothing is known: then only the kernel's own bound holds
+        most = unread_by_peer(self._sock) // _LEAST  # 0 where nothing is known: then only the kernel's own bound holds
         while len(self._counts) > most:
             self._counts.popleft()

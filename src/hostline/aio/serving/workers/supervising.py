@@ -23,8 +23,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
-from hostline.aio.serving.scoreboard import Scoreboard
-from hostline.aio.serving.worker import Worker
+from hostline.aio.serving.workers.scoreboard import Scoreboard
+from hostline.aio.serving.workers.worker import Worker
 from hostline.clock import monotonic, poll_milliseconds
 from hostline.errors import LocalProtocolError, WorkersFailedError
 from hostline.limits import DEFAULT_BACKLOG, MAX_WORKERS

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from hostline.aio.serving.scoreboard import Row
 from hostline.aio.serving.server import Server
 from hostline.aio.serving.session import Session
+from hostline.aio.serving.workers.scoreboard import Row
 from hostline.clock import Deadline, monotonic
 from hostline.limits import ACCEPT_YIELD, WORKER_GREETING_TIMEOUT, WORKER_NOTE_INTERVAL
 from hostline.protocol.accepting import leaves_to_others
