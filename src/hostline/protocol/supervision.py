@@ -284,7 +284,7 @@ class Supervision:
     def _give_reload_up(self, now: float) -> None:
         """Stop the new workers; the old go on, and count as of this generation from now on."""
         self._is_reloading = False
-        kept = set()
+        kept: set[int] = set()
         for worker in self._workers.values():
             if worker.state is _State.STOPPING:
                 continue
