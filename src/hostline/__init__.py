@@ -7,8 +7,10 @@ from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.serving.service import Service
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
+from hostline.rpc.batch_runs import BatchCall
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
+from hostline.sync.batch import Batch
 from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
@@ -20,6 +22,8 @@ from hostline.unix.credentials import Peer, Peers
 from hostline.unix.passing.descriptors import Fd
 
 __all__ = [
+    "Batch",
+    "BatchCall",
     "Channel",
     "ChannelListener",
     "Connection",

@@ -1,4 +1,4 @@
-"""One connection of the blocking client: be greeted, then make calls one at a time.
+"""One connection of the blocking client: be greeted, then make calls one at a time, or a batch of them.
 
 Reads in the caller's own thread; a second thread waits for a connection of its own (client.py). After a timeout or a
 broken connection it is of no more use.
@@ -10,10 +10,12 @@ import select
 import socket
 from typing import Any, Final
 
-from hostline.clock import Deadline, poll_milliseconds
+from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
+from hostline.protocol.outgoing import Outgoing
+from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
@@ -31,7 +33,7 @@ _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Caller:
-    """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread.
+    """One pooled connection: a socket, its state machine, and one call or batch at a time, made in the caller's thread.
 
     Attributes:
         loan: Who uses it, for the pool; None while it is idle.
@@ -125,6 +127,69 @@ class Caller:
             if is_whole:
                 self._send_best(self.protocol.cancel(call_id))
             raise deadline_error(method, seconds) from None
+
+    def run_batch(self, run: BatchRun) -> None:
+        """Make calls of a batch here, until none is open and no more can begin.
+
+        What is to be read is read while there is something to send: a server that gets no room for its answers takes
+        no more calls.
+        """
+        outgoing = Outgoing()
+        fd = self._sock.fileno()
+        poll = select.poll()
+        run.begin(self.protocol)
+        self._is_cut_off = True  # until it is known that all has left; a signal handler may raise anywhere
+        try:
+            while True:
+                now = monotonic()
+                for call_id in run.expire(now):
+                    outgoing.append(self.protocol.cancel(call_id))
+                run.retire()
+                for entry, frame in run.take(outgoing.size, now):
+                    entry.start = outgoing.queued_total
+                    outgoing.append(frame)
+                self._send_from(outgoing)
+                if run.is_over():
+                    self._is_cut_off = outgoing.size > 0
+                    return
+                poll.register(fd, select.POLLIN | (select.POLLOUT if outgoing.size else 0))
+                ready = poll.poll(poll_milliseconds(run.next_deadline.remaining()))
+                if ready and ready[0][1] & ~select.POLLOUT:
+                    self._read_answers(outgoing)
+        except (BrokenCallError, RemoteProtocolError) as error:
+            run.broke(error, outgoing.sent_total)
+
+    def _send_from(self, outgoing: Outgoing) -> None:
+        """Send what there is room for."""
+        try:
+            while outgoing.size:
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # What the server said before it went can still be read; what one still says is not read for ever.
+            left = self._rest_size
+            while left > 0 and (size := self._read_answers(outgoing)):
+                left -= size
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+
+    def _read_answers(self, outgoing: Outgoing) -> int:
+        """Read once, give the answers to the batch they belong to, and return how many bytes came."""
+        try:
+            data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+        if not data:
+            raise BrokenCallError("the server closed the connection", was_sent=True)
+        for entry, frame in self.protocol.receive_data(data):
+            if not entry.done():
+                entry.set_result(frame)
+        if not outgoing.size:  # not while the server reads nothing, or its pings would fill us
+            for reply in self.protocol.data_to_send():
+                outgoing.append(reply)
+        return len(data)
 
     def start(
         self,
