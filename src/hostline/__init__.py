@@ -6,6 +6,8 @@ The blocking face is here by its bare names; the asyncio face, with the same nam
 from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.serving.service import Service
+from hostline.aio.serving.subscriptions import Published, Subscription
+from hostline.aio.serving.topics import Topic, TopicStats
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
 from hostline.rpc.batch_runs import BatchCall
 from hostline.rpc.context import Context
@@ -35,8 +37,12 @@ __all__ = [
     "Listener",
     "Peer",
     "Peers",
+    "Published",
     "Service",
     "Stream",
+    "Subscription",
+    "Topic",
+    "TopicStats",
     "__version__",
     "aio",
     "channelpair",

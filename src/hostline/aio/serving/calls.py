@@ -22,7 +22,7 @@ from hostline.errors import (
 from hostline.limits import MAX_CALLS_PER_CONNECTION
 from hostline.protocol.admission import Verdict
 from hostline.protocol.connection import ServerConnection
-from hostline.rpc.context import Context
+from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
@@ -135,7 +135,8 @@ class Calls:
         if call.deadline.has_passed():  # the loop was busy, and its timer is late
             self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
             return
-        call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline)
+        stopping = self._server.stopping
+        call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline, stopping)
         try:
             invocation = bind(call.method, call.payload, call.is_named, call.context, call.inlet)
         except InvalidArgumentError as error:
@@ -144,6 +145,8 @@ class Calls:
         call.payload = b""
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
+            if call.outlet is not None:
+                call.context.fail_with(partial(self._fail_soon, call))
             call.task = self._loop.create_task(run)
             call.task.add_done_callback(partial(self._task_done, call))
             return
@@ -183,6 +186,7 @@ class Calls:
         if call.deadline.has_passed():
             failure = DeadlineExceededError(f"deadline of {call.method.name} passed")
         elif not call.is_ended:
+            enter_context(call.context)
             try:
                 if call.outlet is None:
                     result = invocation.run()
@@ -190,6 +194,7 @@ class Calls:
                     send_all_from_thread(invocation, call.outlet)
             except BaseException as error:  # SystemExit in a handler must not end a worker silently
                 failure = error
+            enter_context(None)
         try:
             self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
         except RuntimeError:
@@ -283,6 +288,19 @@ class Calls:
         self._end(call)
         self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
         self._stop(call, reason)
+
+    def _fail_soon(self, call: RunningCall, error: CallError) -> None:
+        """Answer a running call with an error and end its handler; from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._fail_now, call, error)
+        except RuntimeError:
+            pass  # the loop is closed, and the call with it
+
+    def _fail_now(self, call: RunningCall, error: CallError) -> None:
+        if not call.is_ended:
+            self._end(call)
+            self._answer_failure(call.method, call.call_id, error)
+            self._stop(call, error)
 
     def _stop(self, call: RunningCall, reason: CallError | None) -> None:
         """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""

@@ -28,6 +28,7 @@ from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
 from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
+from hostline.rpc.context import Stopping
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
@@ -69,6 +70,7 @@ class Server:
             )
         )
         self.counts = CallCounts()
+        self.stopping = Stopping()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.overload_text = (
             f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
@@ -140,6 +142,7 @@ class Server:
             self._stop_accepting()
             for session in list(self._sessions):
                 session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down")
+            self.stopping.begin()  # a subscription would never end by itself
             await self._wait_idle(self.settings.grace if grace is None else grace)
             self._abort(f"{self.service.name} stopped before the call was done")
             self._idle.clear()

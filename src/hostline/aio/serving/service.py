@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.topics import Topic, topic_handler
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
@@ -69,6 +70,25 @@ class Service(ServiceBase):
         version: The service's own version, for `describe`.
         doc: What it does, for `describe`.
     """
+
+    def topic(self, name: str, topic: Topic[Any], /, *, allow: Peers | None = None) -> None:
+        """Declare a method that streams a topic to whoever calls it, each item as `Published`.
+
+            service.topic("prices", prices)
+
+            for item in line.stream("prices", returns=hostline.Published[Price]):
+                ...  # item.value, item.dropped
+
+        Args:
+            name: What callers call it.
+            topic: What is streamed.
+            allow: Who may call it, beside the rule for connecting.
+
+        Raises:
+            TypeError: The topic's type cannot be served.
+            ValueError: The name is not usable or taken.
+        """
+        self.method(name=name, allow=allow)(topic_handler(topic))
 
     def serve(
         self,
