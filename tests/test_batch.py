@@ -21,7 +21,6 @@ from hostline.errors import (
     AddressNotFoundError,
     CallCancelledError,
     ClosedError,
-    ConnectRefusedError,
     DeadlineExceededError,
     InternalError,
     InvalidArgumentError,
@@ -601,30 +600,48 @@ def test_answers_that_came_before_the_end_count(stage: Stage, play: Any) -> None
     assert [outcome(call) for call in calls[:3]] == [b"y" * 50_000] * 3
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.leaves_files
-def test_a_killed_server_answers_for_no_call_twice(stage: Stage) -> None:
-    """Real processes: what was run is run once, whatever the client makes of it."""
-    with ServerProcess(stage.address) as first:
-        line = stage.connect(reconnect_timeout=0.05)
-        calls: list[Any] = []
+def test_no_call_is_run_twice_when_the_server_is_replaced_in_the_middle(
+    stage: Stage, how: signal.Signals, tmp_path: Path
+) -> None:
+    """Real processes, which write down what they run: a stop loses no call of the batch, a kill those under way."""
+    count = 10_000
+    journal = tmp_path / "journal"
+    options = ("--loop", stage.loop, "--journal", str(journal))
+    calls: list[Any] = []
+    others: list[ServerProcess] = []
 
-        def kill() -> None:
-            if wait_until(lambda: calls and calls[0].is_done, 15, 0.002):
-                first.signal(signal.SIGKILL)
+    def replace() -> None:
+        if wait_until(lambda: calls and calls[100].is_done, 15, 0.002):
+            first.signal(how)
+            first.wait(15)
+            others.append(ServerProcess(stage.address, *options))
 
-        def fill(batch: Any) -> None:
-            calls.extend(batch.call("pid") for _ in range(50_000))
+    def fill(batch: Any) -> None:
+        calls.extend(batch.call("charge", number) for number in range(count))
 
-        killer = threading.Thread(target=kill)
-        killer.start()
-        batched(line, fill, timeout=15)
-        killer.join()
-    outcomes = ["answered" if call.exception() is None else type(call.exception()) for call in calls]
-    assert outcomes[0] == "answered"
-    assert outcomes[-1] is ConnectRefusedError
-    assert set(outcomes) <= {"answered", UnavailableError, ConnectRefusedError}
-    assert outcomes.count(UnavailableError) <= MAX_CALLS_PER_CONNECTION  # the rest was never sent
-    stage.close()
+    with ServerProcess(stage.address, *options) as first:
+        line = stage.connect(reconnect_timeout=15)
+        replacer = threading.Thread(target=replace)
+        replacer.start()
+        try:
+            batched(line, fill, timeout=18)
+        finally:
+            replacer.join()
+            stage.close()
+            for other in others:
+                other.kill()
+    runs = [int(entry.split()[1]) for entry in journal.read_text().splitlines()]
+    assert len(runs) == len(set(runs))
+    answered = [number for number, call in enumerate(calls) if outcome(call) == number]
+    assert set(answered) <= set(runs)
+    failed = {outcome(call) for call in calls} - set(range(count))
+    if how is signal.SIGTERM:
+        assert len(answered) == count
+    else:
+        assert failed <= {UnavailableError}
+        assert count - len(answered) <= MAX_CALLS_PER_CONNECTION  # the rest was never sent
 
 
 # --- hostile servers and ends --------------------------------------------------------------------------

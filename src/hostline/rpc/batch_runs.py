@@ -58,7 +58,7 @@ class BatchCall(Generic[T]):
         """
         error = self.exception()
         if error is not None:
-            raise error
+            raise error.with_traceback(None)  # one error may be that of many calls: it must not collect their frames
         result: T = self._result
         return result
 

@@ -231,7 +231,8 @@ class Caller:
                 if not ready and deadline.has_passed():
                     raise TimeoutError
                 if ready and ready[0][1] & ~select.POLLOUT:
-                    answers += self._receive(deadline)
+                    # A PONG must not stand in the middle of our frame: it waits for the next look.
+                    answers += self._receive(deadline, may_answer=len(rest) in (0, len(data)))
                 if not rest:
                     return answers
                 rest = rest[self._send_some(rest) :]
@@ -283,7 +284,7 @@ class Caller:
             except OSError as error:
                 raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
 
-    def _receive(self, deadline: Deadline) -> list[Answer]:
+    def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
         if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
@@ -297,7 +298,7 @@ class Caller:
             raise BrokenCallError("the server closed the connection", was_sent=True)
         answers = self.protocol.receive_data(data)
         try:
-            for reply in self.protocol.data_to_send():
+            for reply in self.protocol.data_to_send() if may_answer else ():
                 self._send(reply, deadline)
         except (BrokenCallError, TimeoutError):
             if not answers:
