@@ -32,7 +32,7 @@ from hostline.errors import (
     UnavailableError,
 )
 from hostline.limits import MAX_CALLS_PER_CONNECTION, MAX_REPEATS
-from hostline.wire.codec import GoawayCode, encode_farewell, encode_reply
+from hostline.wire.codec import GoawayCode, MethodEntry, ServerHello, encode_farewell, encode_hello, encode_reply
 from hostline.wire.frame import Kind, encode_frame
 from tests.leaks import wait_until
 from tests.serving import (
@@ -424,6 +424,66 @@ def test_a_short_queue_turns_calls_away_and_a_smaller_window_does_not(stage: Sta
 
     assert {outcome(call) for call in batched(line, pauses)} >= {OverloadedError}
     assert OverloadedError not in {outcome(call) for call in batched(line, pauses, max_in_flight=2)}
+
+
+def test_descriptors_ride_with_their_own_calls(stage: Stage, tmp_path: Path) -> None:
+    service = hostline.Service("files")
+
+    @service.method
+    def read(file: hostline.Fd) -> str:
+        with os.fdopen(file.detach()) as opened:
+            return opened.read()
+
+    @service.method
+    def reopen(name: str) -> hostline.Fd:
+        return hostline.Fd(os.open(tmp_path / name, os.O_RDONLY))
+
+    stage.serve(service)
+    line = stage.connect()
+    for number in range(300):
+        (tmp_path / str(number)).write_text(f"text {number}")
+
+    def fill(batch: Any) -> list[Any]:
+        calls = []
+        for number in range(300):
+            file = hostline.Fd(os.open(tmp_path / str(number), os.O_RDONLY))
+            files.append(file)
+            calls.append(batch.call("read", file, returns=str))
+            if number % 10 == 0:
+                calls.append(batch.call("reopen", str(number), returns=hostline.Fd))
+        return calls
+
+    files: list[hostline.Fd] = []
+    texts, opened = [], []
+    for call in batched(line, fill):
+        result = call.result()
+        if isinstance(result, str):
+            texts.append(result)
+        else:
+            with os.fdopen(result.detach()) as file:
+                opened.append(file.read())
+    for file in files:
+        file.close()
+    assert texts == [f"text {number}" for number in range(300)]
+    assert opened == [f"text {number}" for number in range(0, 300, 10)]
+
+
+def test_descriptors_that_were_never_sent_are_given_back(stage: Stage, play: Any) -> None:
+    """The fixtures count descriptors; here a server that reads nothing keeps most of them from leaving."""
+
+    def freeze(conversation: Conversation) -> None:
+        assert conversation.read().kind == Kind.HELLO
+        entries = [MethodEntry("act", takes_descriptors=True)]
+        conversation.send(encode_hello(ServerHello(service="script", methods=entries)))
+        released.wait(20)
+
+    released = threading.Event()
+    play(freeze)
+    line = stage.connect()
+    with hostline.Fd(os.open("/dev/null", os.O_RDONLY)) as null:
+        calls = batched(line, lambda batch: [batch.call("act", null, b"x" * 50_000) for _ in range(50)], timeout=0.3)
+    released.set()
+    assert {outcome(call) for call in calls} == {DeadlineExceededError}
 
 
 # --- deadlines -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hostline.aio.serving.service import Service
 from hostline.aio.serving.subscriptions import Published, Subscription
 from hostline.aio.serving.topics import Topic, TopicStats
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
+from hostline.rpc.attachments import fd_kinds
 from hostline.rpc.batch_runs import BatchCall
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
@@ -22,10 +23,12 @@ from hostline.sync.streams import Stream
 from hostline.unix.address import unique_path
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.passing.descriptors import Fd
+from hostline.unix.passing.memory import Buffer
 
 __all__ = [
     "Batch",
     "BatchCall",
+    "Buffer",
     "Channel",
     "ChannelListener",
     "Connection",
@@ -49,6 +52,7 @@ __all__ = [
     "connect",
     "connect_channel",
     "connect_socket",
+    "fd_kinds",
     "listen",
     "listen_channel",
     "raises",

@@ -21,6 +21,7 @@ from hostline.errors import (
     HostlineError,
     InternalError,
     InvalidArgumentError,
+    InvalidResultError,
     LocalProtocolError,
     MethodDeniedError,
     MethodNotFoundError,
@@ -40,6 +41,7 @@ from hostline.limits import (
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
+from hostline.rpc.attachments import UnclaimedError, read_attached
 from hostline.unix.address import Address, InheritedAddress, parse_address
 from hostline.unix.credentials import Peers
 from hostline.wire.codec import (
@@ -219,7 +221,7 @@ def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = 
         InvalidResultError: The result is of another type.
     """
     if frame.kind == Kind.REPLY:
-        return decode_result(frame.payload, returns)
+        return _decoded(frame, returns)
     raise exception_for(decode_failure(frame.payload), raises)
 
 
@@ -229,7 +231,16 @@ def read_item(frame: Frame, returns: Any) -> Any:
     Raises:
         InvalidResultError: It is of another type.
     """
-    return decode_result(frame.payload, returns)
+    return _decoded(frame, returns)
+
+
+def _decoded(frame: Frame, returns: Any) -> Any:
+    if not frame.fds:
+        return decode_result(frame.payload, returns)
+    try:
+        return read_attached(frame.fds, returns, lambda: decode_result(frame.payload, returns))
+    except UnclaimedError as error:
+        raise InvalidResultError(f"result cannot be taken: {error}") from error
 
 
 class StreamCall(NamedTuple):

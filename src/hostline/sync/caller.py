@@ -2,6 +2,8 @@
 
 Reads in the caller's own thread; a second thread waits for a connection of its own (client.py). After a timeout or a
 broken connection it is of no more use.
+
+More than 400 lines: calls, streams and batches each have their own way over the one socket, and share its rules.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import socket
 from typing import Any, Final
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
-from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
+from hostline.errors import OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.protocol.outgoing import Outgoing
+from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -25,6 +28,9 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
+from hostline.unix.options import allow_fds
+from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.wire.attached import Attached
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -61,7 +67,7 @@ class Caller:
             poll = select.poll()
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
-            self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+            self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments)
         except BaseException:
             self.close()
             raise
@@ -96,6 +102,8 @@ class Caller:
             reason = f"connected, but no hello within {settings.connect_timeout:g} seconds"
             raise SocketTimeoutError("connect", "stream", where, None, reason) from None
         self._is_cut_off = False
+        if self.protocol.max_fds:
+            allow_fds(self._sock)
 
     def call(
         self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
@@ -127,6 +135,9 @@ class Caller:
             if is_whole:
                 self._send_best(self.protocol.cancel(call_id))
             raise deadline_error(method, seconds) from None
+        except OverloadedError:
+            self.protocol.forget(call_id)
+            raise
 
     def run_batch(self, run: BatchRun) -> None:
         """Make calls of a batch here, until none is open and no more can begin.
@@ -158,12 +169,17 @@ class Caller:
                     self._read_answers(outgoing)
         except (BrokenCallError, RemoteProtocolError) as error:
             run.broke(error, outgoing.sent_total)
+        finally:
+            outgoing.clear()  # descriptors among the arguments are in here too
 
     def _send_from(self, outgoing: Outgoing) -> None:
         """Send what there is room for."""
         try:
             while outgoing.size:
-                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
+                if fds := outgoing.fds():
+                    self._send_next_attached(outgoing, fds)
+                else:
+                    outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except BlockingIOError:
             return
         except OSError as error:
@@ -173,17 +189,33 @@ class Caller:
                 left -= size
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
 
+    def _send_next_attached(self, outgoing: Outgoing, fds: list[Fd]) -> None:
+        """Send a call with descriptors; if the kernel takes no more of them, it fails and nothing else."""
+        try:
+            outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
+        except OverloadedError as error:
+            _, call_id = outgoing.first()
+            entry = self.protocol.in_flight.get(call_id)
+            self.protocol.forget(call_id)  # the server never heard of it
+            outgoing.replace_first(b"")
+            if entry is not None:
+                entry.set_exception(error)
+
     def _read_answers(self, outgoing: Outgoing) -> int:
         """Read once, give the answers to the batch they belong to, and return how many bytes came."""
+        fds: list[Fd] | None = None
         try:
-            data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            if self.protocol.max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
-        for entry, frame in self.protocol.receive_data(data):
+        for entry, frame in self.protocol.receive_data(data, fds):
             if not entry.done():
                 entry.set_result(frame)
         if not outgoing.size:  # not while the server reads nothing, or its pings would fill us
@@ -206,7 +238,11 @@ class Caller:
             TimeoutError: The deadline passed first; the connection is dirty.
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
-        self._send(frame, deadline)
+        try:
+            self._send(frame, deadline)
+        except OverloadedError:
+            self.protocol.forget(call_id)
+            raise
         return call_id
 
     def read(self, deadline: Deadline) -> list[Answer]:
@@ -223,6 +259,7 @@ class Caller:
             raise BrokenCallError("the connection was cut off", was_sent=True)
         answers: list[Answer] = []
         rest = memoryview(data)
+        fds = data.fds if isinstance(data, Attached) else []
         poll = select.poll()
         poll.register(fd, select.POLLIN | select.POLLOUT)
         try:
@@ -235,9 +272,15 @@ class Caller:
                     answers += self._receive(deadline, may_answer=len(rest) in (0, len(data)))
                 if not rest:
                     return answers
-                rest = rest[self._send_some(rest) :]
+                sent = self._send_some(rest, fds)
+                rest = rest[sent:]
+                if sent:
+                    close_all(fds)
+                    fds = []
                 if not rest:
                     return answers
+        except OverloadedError:
+            raise  # nothing of it was sent
         except (BrokenCallError, TimeoutError):
             self._is_cut_off = True  # perhaps in the middle of a frame: nothing more is sent here
             if answers:
@@ -246,9 +289,13 @@ class Caller:
         except BaseException:
             self._is_cut_off = True
             raise
+        finally:
+            close_all(fds)
 
-    def _send_some(self, data: memoryview) -> int:
+    def _send_some(self, data: memoryview, fds: list[Fd]) -> int:
         try:
+            if fds:
+                return send_attached(self._sock, [data], fds)
             return self._sock.send(data, _SEND_FLAGS)
         except BlockingIOError:
             return 0
@@ -267,8 +314,35 @@ class Caller:
 
     def _send(self, data: bytes | bytearray | memoryview, deadline: Deadline) -> None:
         """Send all of `data`; BrokenCallError tells whether any of it left, TimeoutError that the deadline passed."""
+        if type(data) is Attached:
+            self._send_attached(data, deadline)
+            return
+        self._send_plain(data, deadline, is_first=True)
+
+    def _send_attached(self, frame: Attached, deadline: Deadline) -> None:
+        """Send a frame with its descriptors, and close those: they have left, or never will."""
+        try:
+            sent = 0
+            while not sent:
+                try:
+                    sent = send_attached(self._sock, [frame], frame.fds)
+                except BlockingIOError:
+                    self._wait_for_room(deadline)
+                except OSError as error:
+                    raise BrokenCallError("the server closed the connection", was_sent=False) from error
+        finally:
+            close_all(frame.fds)
+        if sent < len(frame):
+            self._send_plain(memoryview(frame)[sent:], deadline, is_first=False)
+
+    def _wait_for_room(self, deadline: Deadline) -> None:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLOUT)
+        if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
+            raise TimeoutError from None
+
+    def _send_plain(self, data: bytes | bytearray | memoryview, deadline: Deadline, *, is_first: bool) -> None:
         rest: bytes | bytearray | memoryview = data
-        poll: select.poll | None = None
         while True:
             try:
                 sent = self._sock.send(rest, _SEND_FLAGS)
@@ -276,27 +350,29 @@ class Caller:
                     return
                 rest = memoryview(rest)[sent:]
             except BlockingIOError:
-                if poll is None:
-                    poll = select.poll()
-                    poll.register(self._sock.fileno(), select.POLLOUT)
-                if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
-                    raise TimeoutError from None
+                self._wait_for_room(deadline)
             except OSError as error:
-                raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
+                was_sent = rest is not data or not is_first
+                raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
 
     def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
         if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
+        protocol = self.protocol
+        fds: list[Fd] | None = None
         try:
-            data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            if protocol.max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, protocol.max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
-        answers = self.protocol.receive_data(data)
+        answers = protocol.receive_data(data, fds)
         try:
             for reply in self.protocol.data_to_send() if may_answer else ():
                 self._send(reply, deadline)
@@ -312,9 +388,12 @@ class Caller:
         self._is_cut_off = True
         left = self._rest_size
         try:
-            while left > 0 and not answers and (data := self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)):
+            while left > 0 and not answers:
+                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+                if not data:
+                    break
                 left -= len(data)
-                answers += self.protocol.receive_data(data)
+                answers += self.protocol.receive_data(data, fds)
         except (OSError, RemoteProtocolError):
             pass  # nothing more can be known
         return answers

@@ -16,6 +16,7 @@ from hostline.unix.oserrors import translate
 
 __all__ = [
     "allow_credentials",
+    "allow_fds",
     "checked_max_fds",
     "checked_type",
     "disallow_fds",
@@ -63,6 +64,15 @@ def disallow_fds(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def allow_fds(sock: socket.socket) -> None:
+    """Take `disallow_fds` back: from now on descriptors may be sent to this socket."""
+    if _IS_LINUX:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 1)
+        except OSError:
+            pass  # this kernel does not know the option, so that nothing was disallowed
 
 
 KERNEL_TYPES: dict[str, int] = {

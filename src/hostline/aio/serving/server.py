@@ -16,6 +16,7 @@ import weakref
 from types import TracebackType
 from typing import Any, Final, Self
 
+from hostline.aio.serving.mapped import MappedBuffers
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
@@ -23,6 +24,7 @@ from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import (
     ACCEPT_BATCH,
     DEFAULT_BACKLOG,
+    MAX_FDS_PER_FRAME,
 )
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
@@ -69,6 +71,9 @@ class Server:
                 max_frame_size=self.max_frame_size,
             )
         )
+        takes_fds = any(method.signature.takes_attached for method in self.methods)
+        self.max_fds = MAX_FDS_PER_FRAME if takes_fds else 0
+        self.mapped = MappedBuffers()
         self.counts = CallCounts()
         self.stopping = Stopping()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
@@ -182,7 +187,7 @@ class Server:
             self._welcome(accepted)
 
     def _accept(self) -> Accepted | None:
-        return accept_peer(self._bound.sock, self._allow, "stream")
+        return accept_peer(self._bound.sock, self._allow, "stream", max_fds=self.max_fds)
 
     def _rest(self, error: OSError) -> None:
         """Descriptors or memory ran out: look away for a while instead of spinning."""
