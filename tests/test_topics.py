@@ -483,6 +483,16 @@ def test_a_thread_that_waits_is_woken_by_an_item_and_by_the_end() -> None:
     assert topic.subscriber_count == 0
 
 
+def test_a_thread_is_told_what_was_lost_too() -> None:
+    topic = hostline.Topic(int, max_queue=2)
+    with topic.subscribe() as subscription:
+        assert [topic.publish(number) for number in range(5)] == [1] * 5
+        topic.close()
+        assert list(subscription.published()) == [Published(3, 3), Published(4, 0)]
+        assert subscription.dropped == 3
+    assert topic.stats() == (5, 2, 3, 0, 0, 0)
+
+
 def test_on_a_loop_items_come_from_the_loop_and_from_threads(run_async: Any) -> None:
     topic = hostline.Topic(int)
 
