@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import hostline
-from hostline.protocol import supervision
+from hostline.protocol.serving import supervision
 
 
 def make_service(write: Callable[[str], None]) -> hostline.Service:

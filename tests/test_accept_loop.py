@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hostline.protocol.accepting import Accepting
+from hostline.protocol.serving.accepting import Accepting
 from tests.faces import Face, face_names, make_face
 
 # Runs with 64 descriptors. Echoes on every connection; a byte on standard input makes it close half of them, another

@@ -196,7 +196,7 @@ def test_more_than_one_buffer_may_hold_is_refused_at_once() -> None:
 
 
 def test_one_user_has_a_bound_and_gets_it_back(stage: Stage, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hostline.aio.serving.mapped.MAX_MAPPED_PER_UID", 5 * MIB)
+    monkeypatch.setattr("hostline.aio.serving.bounds.mapped.MAX_MAPPED_PER_UID", 5 * MIB)
     server = stage.serve(world.service)
     line = stage.connect()
     with pytest.raises(InvalidArgumentError, match="buffers of uid 0 would take 6291456 bytes here, and 5242880 are"):

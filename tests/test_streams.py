@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import select
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -620,6 +621,34 @@ def test_a_stream_that_began_is_never_repeated(stage: Stage) -> None:
             collect(line, items, "numbers")
         assert items == [1]
         assert sum(len(conversation.calls) for conversation in server.conversations) == 1
+        line.close()
+
+
+def test_a_ping_in_the_middle_of_an_item_is_answered_behind_it(stage: Stage) -> None:
+    """The item is larger than the socket's buffer, so that the ping is read while half of it is sent."""
+    size = 900_000
+
+    def ping(conversation: Conversation) -> None:
+        from hostline.wire.codec import ServerHello, encode_hello, encode_reply
+
+        assert conversation.read().kind == Kind.HELLO
+        entries = [MethodEntry("total", False, False, True)]
+        conversation.send(encode_hello(ServerHello(service="script", methods=entries)))
+        frame = conversation.read_call()
+        assert select.select([conversation.sock], [], [], 10)[0]
+        time.sleep(0.1)  # for the client to fill the socket; without it the test proves less, and passes
+        conversation.send(encode_frame(Kind.PING))
+        time.sleep(0.1)  # and for it to come to the ping
+        kinds = []
+        while (other := conversation.read()).kind != Kind.END:
+            kinds.append((other.kind, len(other.payload) > size))
+            if other.kind == Kind.ITEM:
+                conversation.send(encode_credit(frame.call_id, len(other.payload) + 16))
+        conversation.send(encode_reply(frame.call_id, [is_item for _, is_item in kinds if is_item]))
+
+    with ScriptedServer(stage.address, ping):
+        line = stage.connect()
+        assert line.call("total", iter([b"x" * size] * 3)) == [True] * 3
         line.close()
 
 

@@ -30,7 +30,7 @@ from hostline.aio.serving.workers.scoreboard import Scoreboard, resident_memory
 from hostline.cli.exits import ExitCode
 from hostline.errors import LocalProtocolError, PeerRefusedError, SocketError, UnavailableError
 from hostline.limits import MAX_WORKERS
-from hostline.protocol.accepting import leaves_to_others
+from hostline.protocol.serving.accepting import leaves_to_others
 from hostline.rpc.builtin import CallCounts, Stats
 from hostline.unix.address import parse_address
 from hostline.unix.listening import listening_socket

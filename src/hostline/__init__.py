@@ -6,10 +6,14 @@ The blocking face is here by its bare names; the asyncio face, with the same nam
 from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.serving.service import Service
+from hostline.aio.serving.subscriptions import Published, Subscription
+from hostline.aio.serving.topics import Topic, TopicStats
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
 from hostline.rpc.attachments import fd_kinds
+from hostline.rpc.batch_runs import BatchCall
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
+from hostline.sync.batch import Batch
 from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
@@ -22,6 +26,8 @@ from hostline.unix.passing.descriptors import Fd
 from hostline.unix.passing.memory import Buffer
 
 __all__ = [
+    "Batch",
+    "BatchCall",
     "Buffer",
     "Channel",
     "ChannelListener",
@@ -34,8 +40,12 @@ __all__ = [
     "Listener",
     "Peer",
     "Peers",
+    "Published",
     "Service",
     "Stream",
+    "Subscription",
+    "Topic",
+    "TopicStats",
     "__version__",
     "aio",
     "channelpair",

@@ -33,6 +33,7 @@
         +-- InvalidResultError (ValueError)    the reply is not of the type that the caller expects
         +-- CallCancelledError                 cancelled at the server
         +-- MethodDeniedError (PermissionError)
+        +-- SlowSubscriberError                retryable: a topic that disconnects had too much waiting for us
         +-- InternalError (RuntimeError)       the handler failed in a way it does not declare
         +-- RemoteError                        the handler's declared exception, by name and message
 
@@ -75,6 +76,7 @@ __all__ = [
     "ProtocolError",
     "RemoteError",
     "RemoteProtocolError",
+    "SlowSubscriberError",
     "SocketError",
     "SocketTimeoutError",
     "TruncatedError",
@@ -348,6 +350,12 @@ class CallCancelledError(CallError):
 
 class MethodDeniedError(CallError, PermissionError):
     """Report that the method's rules do not admit this caller."""
+
+
+class SlowSubscriberError(CallError):
+    """Report that a topic disconnected this subscriber, for whom too much waited; the text says how much was lost."""
+
+    is_retryable = True
 
 
 class InternalError(CallError, RuntimeError):

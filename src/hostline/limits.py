@@ -142,6 +142,10 @@ LOW_WATER = 256 << 10
 STREAM_CREDIT = 64 << 10
 MAX_STREAM_CREDIT = 16 << 20
 
+# Items that may wait for one subscriber of a topic before its policy applies. Without it a subscriber that reads
+# nothing makes the publisher hold everything; ZeroMQ's high-water mark is 1,000 as well.
+DEFAULT_MAX_QUEUE = 1_000
+
 # Seconds a peer may leave its replies unread above the high mark before it is cut off.
 SLOW_READER_TIMEOUT = 30.0
 

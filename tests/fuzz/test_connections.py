@@ -20,8 +20,8 @@ from tests.golden import frame_bytes
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
-from hostline.protocol.admission import Admission, Verdict
 from hostline.protocol.connection import ClientConnection, ServerConnection, State
+from hostline.protocol.serving.admission import Admission, Verdict
 from hostline.wire.codec import (
     ClientHello,
     ErrorCode,

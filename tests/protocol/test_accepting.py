@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from hostline import limits
-from hostline.protocol.accepting import Accepting
+from hostline.protocol.serving.accepting import Accepting
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])

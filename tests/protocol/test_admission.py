@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hostline.protocol.admission import Admission, Verdict
+from hostline.protocol.serving.admission import Admission, Verdict
 
 
 def drain(admission: Admission) -> list[Any]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hostline.limits import CONNECTION_BURST
-from hostline.protocol.admission import Admission, Group, Verdict
-from hostline.protocol.quotas import Bounds, Holding, Quotas, share_of
+from hostline.protocol.serving.admission import Admission, Group, Verdict
+from hostline.protocol.serving.quotas import Bounds, Holding, Quotas, share_of
 
 
 def bounds(**changes: Any) -> Bounds:

@@ -14,7 +14,7 @@ from hostline.limits import (
     WORKER_RESTART_LONGEST,
     WORKER_SETTLED,
 )
-from hostline.protocol.supervision import Command, Order, Supervision
+from hostline.protocol.serving.supervision import Command, Order, Supervision
 
 
 class Host:

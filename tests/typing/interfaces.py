@@ -56,6 +56,11 @@ def blocking() -> None:
         payments.charge(Order(1, 2.0), notes="late")  # type: ignore[call-arg]
         payments.refund(Order(1, 2.0))  # type: ignore[attr-defined]
         payments.charge(Order(1, 2.0)).sum  # type: ignore[attr-defined]  # noqa: B018
+        with payments.line.batch(timeout=1) as batch:
+            charged = batch.submit(payments.charge, Order(1, 2.0), note="late")
+            assert_type(charged, hostline.BatchCall[Receipt])
+            assert_type(charged.result(), Receipt)
+            batch.submit(payments.charge, "tea")  # type: ignore[arg-type]
     with hostline.connect("payments") as line:
         assert_type(line, hostline.Line)
 
@@ -66,6 +71,9 @@ async def asynchronous() -> None:
         assert_type(payments, AsyncPayments)
         assert_type(await payments.charge(Order(1, 2.0)), Receipt)
         await payments.charge("tea")  # type: ignore[arg-type]
+        async with payments.line.batch() as batch:
+            assert_type(batch.submit(payments.charge, Order(1, 2.0)).result(), Receipt)
+            batch.submit(payments.charge, "tea")  # type: ignore[arg-type]
         payments.refund(Order(1, 2.0))  # type: ignore[attr-defined]
     awaited = await hostline.aio.connect("payments", AsyncPayments)
     assert_type(awaited, AsyncPayments)

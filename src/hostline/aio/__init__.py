@@ -3,6 +3,7 @@
 Its blocking twin, with the same names, is `hostline.sync`.
 """
 
+from hostline.aio.batch import Batch
 from hostline.aio.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.aio.client import Line, connect
 from hostline.aio.datagrams import Datagrams
@@ -13,6 +14,7 @@ from hostline.aio.sockets import Connection, Listener, connect_socket, listen, s
 from hostline.aio.streams import Stream
 
 __all__ = [
+    "Batch",
     "Channel",
     "ChannelListener",
     "Connection",

@@ -2,13 +2,15 @@
 
 Reads and writes on the loop's `add_reader` and `add_writer`. When the server says farewell, calls that it rules out
 end at once, the others are waited for, and no new one begins here.
+
+More than 400 lines, because single calls, batches and streams share one socket in both directions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from hostline.aio.waiting import must_look_again
@@ -19,6 +21,7 @@ from hostline.protocol.connection import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
     ExpiredError,
@@ -120,6 +123,45 @@ class Caller:
             self._starts.pop(call_id, None)
             if timer is not None:
                 timer.cancel()
+
+    async def run_batch(self, run: BatchRun) -> None:
+        """Make calls of a batch here, until none is open and no more can begin; a cancellation cancels them all."""
+        changed = asyncio.Event()
+        run.on_change = changed.set
+        run.begin(self.protocol)
+        try:
+            while True:
+                changed.clear()
+                now = monotonic()
+                for call_id in (*run.expire(now), *run.take_ended()):
+                    self.drop(call_id)
+                if self.is_usable:
+                    self._begin(run, now)
+                if run.is_over() or not (self.is_usable or run.open_ids):
+                    return
+                # With nothing under way no answer would wake us: then it is the others' calls that fill the socket.
+                waiting = changed.wait() if run.open_ids else self.room()
+                await self._wait_until(waiting, run.next_deadline)
+        finally:
+            run.on_change = None
+            for call_id in (*run.open_ids, *run.take_ended()):
+                self.drop(call_id)
+
+    def _begin(self, run: BatchRun, now: float) -> None:
+        """Begin the next calls of a batch, in one write."""
+        for entry, frame in run.take(self._outgoing.size, now):
+            self._starts[entry.call_id] = self._outgoing.queued_total
+            self._outgoing.append(frame)
+        if not self._is_writing:
+            self._write()
+
+    async def _wait_until(self, waiting: Coroutine[Any, Any, object], deadline: Deadline) -> None:
+        """Wait for something, at most until the deadline."""
+        try:
+            async with asyncio.timeout(None if deadline.is_never else deadline.remaining()):
+                await waiting
+        except TimeoutError:
+            pass
 
     async def start(
         self,

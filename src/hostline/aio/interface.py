@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from hostline.rpc.stubs import with_timeout
+
+if TYPE_CHECKING:
+    from hostline.aio.client import Line
 
 __all__ = ["Interface"]
 
@@ -26,9 +29,10 @@ class Interface(Protocol):
         return stub
 
     @property
-    def line(self) -> Any:
+    def line(self) -> Line:
         """The `Line` underneath."""
-        return vars(self)["_line"]
+        line: Line = vars(self)["_line"]
+        return line
 
     async def close(self) -> None:
         """Close the line."""

@@ -19,7 +19,7 @@ from hostline.aio.waiting import Endpoint
 from hostline.clock import Deadline, monotonic
 from hostline.errors import ClosedError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
-from hostline.protocol.accepting import Accepting
+from hostline.protocol.serving.accepting import Accepting
 from hostline.unix import sockets
 from hostline.unix.address import Address, SocketType, parse_address
 from hostline.unix.credentials import Peers, read_peer

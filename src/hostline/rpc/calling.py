@@ -29,6 +29,7 @@ from hostline.errors import (
     PeerRefusedError,
     RemoteError,
     RemoteProtocolError,
+    SlowSubscriberError,
     UnavailableError,
 )
 from hostline.limits import (
@@ -368,7 +369,7 @@ def exception_for(failure: Failure, raises: Iterable[type[Exception]] = ()) -> E
                 return remote
             error.__cause__ = remote
             return error
-    return remote
+    return SlowSubscriberError(failure.message) if failure.name == SlowSubscriberError.__name__ else remote
 
 
 def farewell_error(farewell: Farewell) -> Exception:

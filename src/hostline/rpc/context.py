@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
 
 from hostline.clock import NEVER, Deadline
 from hostline.errors import CallCancelledError, CallError, DeadlineExceededError
 from hostline.unix.credentials import Peer
 
-__all__ = ["Context"]
+__all__ = ["Context", "Stopping", "current_context", "enter_context"]
+
+
+class Stopping:
+    """Tell those who listen, once, that the server is stopping; from any thread."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._listeners: set[Callable[..., object]] = set()
+
+    def listen(self, listener: Callable[..., object]) -> None:
+        """Have `listener` called when the server stops; at once if it does already."""
+        self._listeners.add(listener)
+        if self.has_begun:
+            listener()
+
+    def forget(self, listener: Callable[..., object]) -> None:
+        """Call it no more."""
+        self._listeners.discard(listener)
+
+    def begin(self) -> None:
+        """Call everyone; called by the server."""
+        self.has_begun = True
+        for listener in self._listeners.copy():
+            listener()
 
 
 class Context:
@@ -24,15 +51,20 @@ class Context:
         deadline: When the caller stops waiting, on the monotonic clock of this process.
     """
 
-    __slots__ = ("_ended", "_reason", "call_id", "deadline", "method", "peer")
+    __slots__ = ("_ended", "_fail", "_listeners", "_reason", "_stopping", "call_id", "deadline", "method", "peer")
 
-    def __init__(self, peer: Peer, method: str, call_id: int, deadline: Deadline = NEVER) -> None:
+    def __init__(
+        self, peer: Peer, method: str, call_id: int, deadline: Deadline = NEVER, stopping: Stopping | None = None
+    ) -> None:
         self.peer = peer
         self.method = method
         self.call_id = call_id
         self.deadline = deadline
         self._ended = threading.Event()
         self._reason: CallError | None = None
+        self._stopping = stopping
+        self._fail: Callable[[CallError], object] | None = None
+        self._listeners: tuple[Callable[..., object], ...] = ()
 
     @property
     def time_left(self) -> float:
@@ -68,7 +100,45 @@ class Context:
         """Tell the handler that the answer is not wanted any more; called by the server."""
         self._reason = reason or CallCancelledError(f"{self.method} was cancelled")
         self._ended.set()
+        for listener in self._listeners:
+            listener(self._reason)
+
+    def fail_with(self, fail: Callable[[CallError], object]) -> None:
+        """Take what fails the call while its handler runs; called by the server."""
+        self._fail = fail
+
+    def fail(self, error: CallError) -> None:
+        """Answer the call with an error now, and end its handler; from any thread."""
+        if self._fail is not None:
+            self._fail(error)
+
+    def listen(self, listener: Callable[..., object]) -> None:
+        """Have `listener` called when the call ends early, with the reason, or when the server stops, with nothing."""
+        self._listeners += (listener,)
+        if self._stopping is not None:
+            self._stopping.listen(listener)
+        if self._ended.is_set():
+            listener(self._reason)
+
+    def forget(self, listener: Callable[..., object]) -> None:
+        """Call it no more."""
+        self._listeners = tuple(each for each in self._listeners if each != listener)
+        if self._stopping is not None:
+            self._stopping.forget(listener)
 
     def __repr__(self) -> str:
         left = "" if self.deadline.is_never else f" time_left={self.time_left:.3f}"
         return f"<Context {self.method} call_id={self.call_id}{left} peer={self.peer!r}>"
+
+
+_current: Final[ContextVar[Context | None]] = ContextVar("hostline_call", default=None)
+
+
+def current_context() -> Context | None:
+    """Return the context of the call that this handler serves, where the server set it; None elsewhere."""
+    return _current.get()
+
+
+def enter_context(context: Context | None) -> None:
+    """Note which call this task, or this worker thread, serves from now on; called by the server."""
+    _current.set(context)

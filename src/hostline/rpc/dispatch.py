@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
-from hostline.errors import InvalidArgumentError, InvalidResultError
+from hostline.errors import InvalidArgumentError, InvalidResultError, SlowSubscriberError
 from hostline.rpc.attachments import ArrivedValues, UnclaimedError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
@@ -112,6 +112,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
     name = method.declared_name(error)
     if name is not None:
         return Refusal(ErrorCode.DECLARED, name, _text(error))
+    if isinstance(error, SlowSubscriberError):
+        return Refusal(ErrorCode.DECLARED, SlowSubscriberError.__name__, str(error))  # our own text, and no fault
     if isinstance(error, InvalidResultError):
         # Our own encoder refused the handler's result: the caller may know that, the value stays here.
         what = "its result cannot be sent"

@@ -16,11 +16,20 @@ from hostline.errors import MethodNotFoundError
 from hostline.wire.codec import result_decoder
 from hostline.wire.schema import item_type
 
-__all__ = ["InterfaceMethod", "bind_interface", "check_interface", "interface_methods", "raises", "with_timeout"]
+__all__ = [
+    "InterfaceMethod",
+    "bind_interface",
+    "check_interface",
+    "interface_call",
+    "interface_methods",
+    "raises",
+    "with_timeout",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RAISES = "__hostline_raises__"
+_METHOD = "__hostline_method__"
 
 
 class InterfaceMethod(NamedTuple):
@@ -175,6 +184,7 @@ def _caller(method: InterfaceMethod) -> Callable[..., Any]:
             _check_call(method, args, keywords)
             return self._line.open_stream(name, args, keywords, returns=returns, timeout=self._timeout, raises=errors)
 
+        setattr(stream, _METHOD, method)
         return stream
 
     @functools.wraps(method.function)
@@ -182,7 +192,28 @@ def _caller(method: InterfaceMethod) -> Callable[..., Any]:
         _check_call(method, args, keywords)
         return self._line.invoke(name, args, keywords, returns=returns, timeout=self._timeout, raises=errors)
 
+    setattr(call, _METHOD, method)
     return call
+
+
+def interface_call(
+    caller: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[Any, float | None, InterfaceMethod]:
+    """Return the line, the timeout in seconds and the declaration behind a bound interface's method, for a batch.
+
+    Args:
+        caller: The method, as `payments.charge`.
+        args: What it is to be called with, by position.
+        keywords: And by name.
+
+    Raises:
+        TypeError: It is no method of an object from `connect(address, Interface)`, or the arguments do not fit it.
+    """
+    method, stub = getattr(caller, _METHOD, None), getattr(caller, "__self__", None)
+    if not isinstance(method, InterfaceMethod) or stub is None:
+        raise TypeError(f"{caller!r} is no method of an interface: give payments.charge, or use `call` with a name")
+    _check_call(method, args, keywords)
+    return stub._line, stub._timeout, method
 
 
 def _check_call(method: InterfaceMethod, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 There is no blocking server: `Service.run()` drives the one in `hostline.aio`.
 """
 
+from hostline.sync.batch import Batch
 from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
@@ -11,6 +12,7 @@ from hostline.sync.sockets import Connection, Listener, connect_socket, listen, 
 from hostline.sync.streams import Stream
 
 __all__ = [
+    "Batch",
     "Channel",
     "ChannelListener",
     "Connection",

@@ -1,7 +1,9 @@
-"""One connection of the blocking client: be greeted, then make calls one at a time.
+"""One connection of the blocking client: be greeted, then make calls one at a time, or a batch of them.
 
 Reads in the caller's own thread; a second thread waits for a connection of its own (client.py). After a timeout or a
 broken connection it is of no more use.
+
+More than 400 lines: calls, streams and batches each have their own way over the one socket, and share its rules.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolErro
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.protocol.liveness import Look
+from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
@@ -36,7 +40,7 @@ _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Caller:
-    """One pooled connection: a socket, its state machine, and one call at a time, made in the caller's thread.
+    """One pooled connection: a socket, its state machine, and one call or batch at a time, made in the caller's thread.
 
     Attributes:
         loan: Who uses it, for the pool; None while it is idle.
@@ -139,6 +143,95 @@ class Caller:
             self.protocol.forget(call_id)
             raise
 
+    def run_batch(self, run: BatchRun) -> None:
+        """Make calls of a batch here, until none is open and no more can begin.
+
+        What is to be read is read while there is something to send: a server that gets no room for its answers takes
+        no more calls.
+        """
+        outgoing = Outgoing()
+        fd = self._sock.fileno()
+        poll = select.poll()
+        run.begin(self.protocol)
+        if self._liveness is not None:
+            self._liveness.restart(monotonic(), self._mark())
+        self._is_cut_off = True  # until it is known that all has left; a signal handler may raise anywhere
+        try:
+            while True:
+                now = monotonic()
+                for call_id in run.expire(now):
+                    outgoing.append(self.protocol.cancel(call_id))
+                run.retire()
+                for entry, frame in run.take(outgoing.size, now):
+                    entry.start = outgoing.queued_total
+                    outgoing.append(frame)
+                self._send_from(outgoing)
+                if run.is_over():
+                    self._is_cut_off = outgoing.size > 0
+                    return
+                poll.register(fd, select.POLLIN | (select.POLLOUT if outgoing.size else 0))
+                try:
+                    ready = self._wait(poll, run.next_deadline, is_between_frames=not outgoing.size)
+                except TimeoutError:
+                    continue  # of one call
+                if ready and ready[0][1] & ~select.POLLOUT:
+                    self._read_answers(outgoing)
+        except (BrokenCallError, RemoteProtocolError) as error:
+            run.broke(error, outgoing.sent_total)
+        finally:
+            outgoing.clear()  # descriptors among the arguments are in here too
+
+    def _send_from(self, outgoing: Outgoing) -> None:
+        """Send what there is room for."""
+        try:
+            while outgoing.size:
+                if fds := outgoing.fds():
+                    self._send_next_attached(outgoing, fds)
+                else:
+                    outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # What the server said before it went can still be read; what one still says is not read for ever.
+            left = self._rest_size
+            while left > 0 and (size := self._read_answers(outgoing)):
+                left -= size
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+
+    def _send_next_attached(self, outgoing: Outgoing, fds: list[Fd]) -> None:
+        """Send a call with descriptors; if the kernel takes no more of them, it fails and nothing else."""
+        try:
+            outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
+        except OverloadedError as error:
+            _, call_id = outgoing.first()
+            entry = self.protocol.in_flight.get(call_id)
+            self.protocol.forget(call_id)  # the server never heard of it
+            outgoing.replace_first(b"")
+            if entry is not None:
+                entry.set_exception(error)
+
+    def _read_answers(self, outgoing: Outgoing) -> int:
+        """Read once, give the answers to the batch they belong to, and return how many bytes came."""
+        fds: list[Fd] | None = None
+        try:
+            if self.protocol.max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise BrokenCallError("the server closed the connection", was_sent=True) from error
+        if not data:
+            raise BrokenCallError("the server closed the connection", was_sent=True)
+        for entry, frame in self.protocol.receive_data(data, fds):
+            if not entry.done():
+                entry.set_result(frame)
+        if not outgoing.size:  # not while the server reads nothing, or its pings would fill us
+            for reply in self.protocol.data_to_send():
+                outgoing.append(reply)
+        return len(data)
+
     def start(
         self,
         method: str,
@@ -184,7 +277,8 @@ class Caller:
             while True:
                 ready = self._wait(poll, deadline, is_between_frames=False)
                 if ready and ready[0][1] & ~select.POLLOUT:
-                    answers += self._receive(deadline)
+                    # A PONG must not stand in the middle of our frame: it waits for the next look.
+                    answers += self._receive(deadline, may_answer=len(rest) in (0, len(data)))
                 if not rest:
                     return answers
                 sent = self._send_some(rest, fds)
@@ -301,7 +395,7 @@ class Caller:
         """Return what changes when anything has come: while a frame is sent it stays in the socket."""
         return self.protocol.decoder.mark, arrived_size(self._sock)
 
-    def _receive(self, deadline: Deadline) -> list[Answer]:
+    def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
         if self._liveness is not None:
             self._wait(None, deadline, is_between_frames=True)
@@ -324,7 +418,7 @@ class Caller:
             raise BrokenCallError("the server closed the connection", was_sent=True)
         answers = protocol.receive_data(data, fds)
         try:
-            for reply in self.protocol.data_to_send():
+            for reply in self.protocol.data_to_send() if may_answer else ():
                 self._send(reply, deadline)
         except (BrokenCallError, TimeoutError):
             if not answers:

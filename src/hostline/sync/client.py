@@ -32,6 +32,7 @@ from hostline.limits import (
     DEFAULT_CONNECT_TIMEOUT,
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
+    MAX_CALLS_PER_CONNECTION,
     POOL_IDLE_LIFETIME,
     POOL_MAX_SIZE,
     POOL_MIN_SIZE,
@@ -39,6 +40,7 @@ from hostline.limits import (
 )
 from hostline.protocol.pooling import PoolSettings
 from hostline.protocol.retry import Backoff
+from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
     BusyError,
@@ -52,6 +54,7 @@ from hostline.rpc.calling import (
     take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
+from hostline.sync.batch import Batch
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
 from hostline.sync.pool import Loan, SharedPool
@@ -232,6 +235,40 @@ class Line:
                 if self._is_closed:
                     raise ClosedError(f"{call.method}: the line was closed") from error
                 repeats.broke(error, connection.protocol)
+
+    def batch(self, *, timeout: float | None = None, max_in_flight: int = MAX_CALLS_PER_CONNECTION) -> Batch:
+        """Collect calls in a block and make them together at its end, with few writes and reads.
+
+            with line.batch(timeout=0.5) as batch:
+                first = batch.call("charge", order, returns=Receipt)
+                second = batch.call("refund", 7)
+            print(first.result(), second.exception())
+
+        They are made on one connection of the pool and answered in any order. Each has its own result or exception,
+        as if it had been made alone. They begin in their order; a service may run them at the same time.
+
+        Args:
+            timeout: Seconds for all of them, from the end of the block; the line's own for each when left out.
+            max_in_flight: Calls that are open at a time: fewer for a service with a short queue.
+
+        Raises:
+            ValueError: The timeout is negative or not a number, or `max_in_flight` is not 1 to 256.
+        """
+        return Batch(self._settings, self, timeout, max_in_flight, self._send_batch, lambda: self._is_closed)
+
+    def _send_batch(self, run: BatchRun) -> None:
+        while not run.is_done:
+            loan = Loan()
+            try:
+                self._acquire(loan, run.name, run.seconds, run.deadline).run_batch(run)
+            except HostlineError as error:
+                run.fail_all(error)
+            finally:
+                try:
+                    self._pool.release(loan)
+                except BaseException:  # a signal handler's exception may have come before anything was released
+                    self._pool.release(loan)
+                    raise
 
     # --- the pool --------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, overload
 from hostline.clock import Deadline, monotonic
 from hostline.errors import ClosedError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
-from hostline.protocol.accepting import Accepting
+from hostline.protocol.serving.accepting import Accepting
 from hostline.sync.connection import Connection
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.polling import READABLE, Endpoint, Wakeup

@@ -357,7 +357,7 @@ def accept_one(listener: socket.socket) -> socket.socket | None:
         The new socket, non-blocking and close-on-exec; it is the caller's.
 
     Raises:
-        OSError: As the kernel gave it, for `protocol.accepting` to judge.
+        OSError: As the kernel gave it, for `protocol.serving.accepting` to judge.
     """
     while True:
         try:
@@ -382,7 +382,7 @@ def accept_peer(listener: socket.socket, rule: Peers, socket_type: SocketType, *
         max_fds: Descriptors that one message may bring.
 
     Raises:
-        OSError: As the kernel gave it for the listening socket, for `protocol.accepting` to judge.
+        OSError: As the kernel gave it for the listening socket, for `protocol.serving.accepting` to judge.
     """
     while True:
         sock = accept_one(listener)

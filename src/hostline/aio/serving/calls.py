@@ -23,11 +23,11 @@ from hostline.errors import (
     RemoteProtocolError,
 )
 from hostline.limits import MAX_CALLS_PER_CONNECTION
-from hostline.protocol.admission import Verdict
 from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import close_attached
+from hostline.protocol.serving.admission import Verdict
 from hostline.rpc.attachments import Attachments
-from hostline.rpc.context import Context
+from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation, describe_failure, logger
 from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
@@ -185,7 +185,8 @@ class Calls:
         if call.deadline.has_passed():  # the loop was busy, and its timer is late
             self._turn_away(call, ErrorCode.DEADLINE, f"deadline of {call.method.name} passed")
             return
-        call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline)
+        stopping = self._server.stopping
+        call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline, stopping)
         try:
             invocation = self._server.mapped.bind(call)
         except InvalidArgumentError as error:
@@ -196,6 +197,8 @@ class Calls:
             self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
+            if call.outlet is not None:
+                call.context.fail_with(partial(self._fail_soon, call))
             call.task = self._loop.create_task(run)
             call.task.add_done_callback(partial(self._task_done, call))
             return
@@ -258,6 +261,7 @@ class Calls:
         if call.deadline.has_passed():
             failure = DeadlineExceededError(f"deadline of {call.method.name} passed")
         elif not call.is_ended:
+            enter_context(call.context)
             try:
                 if call.outlet is None:
                     result = invocation.run()
@@ -265,6 +269,7 @@ class Calls:
                     send_all_from_thread(invocation, call.outlet)
             except BaseException as error:  # SystemExit in a handler must not end a worker silently
                 failure = error
+            enter_context(None)
         try:
             self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
         except RuntimeError:
@@ -378,6 +383,19 @@ class Calls:
         """Answer a waiting call whose items would make a full account fuller."""
         text = self._server.accounts.bytes_text(self._account)
         self._abort(call, ErrorCode.OVERLOADED, OverloadedError(text))
+
+    def _fail_soon(self, call: RunningCall, error: CallError) -> None:
+        """Answer a running call with an error and end its handler; from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._fail_now, call, error)
+        except RuntimeError:
+            pass  # the loop is closed, and the call with it
+
+    def _fail_now(self, call: RunningCall, error: CallError) -> None:
+        if not call.is_ended:
+            self._end(call)
+            self._answer_failure(call.method, call.call_id, error)
+            self._stop(call, error)
 
     def _stop(self, call: RunningCall, reason: CallError | None) -> None:
         """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""

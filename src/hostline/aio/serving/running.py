@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hostline.clock import Deadline
-from hostline.rpc.context import Context
+from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation
 from hostline.rpc.service import Method
 from hostline.unix.passing.descriptors import Fd
@@ -29,6 +29,7 @@ async def contained(invocation: Invocation) -> Any:
 
 async def send_all(invocation: Invocation, outlet: Outlet) -> None:
     """Run an async generator and send what it yields."""
+    enter_context(outlet.call.context)
     generator = invocation.run()
     try:
         async for item in generator:

@@ -19,19 +19,20 @@ import weakref
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hostline.aio.serving.accounts import Accounts
-from hostline.aio.serving.mapped import MappedBuffers
+from hostline.aio.serving.bounds.accounts import Accounts
+from hostline.aio.serving.bounds.mapped import MappedBuffers
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.aio.serving.takeover import Offering
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, MAX_FDS_PER_FRAME
-from hostline.protocol.accepting import Accepting
-from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
-from hostline.protocol.quotas import Account
+from hostline.protocol.serving.accepting import Accepting
+from hostline.protocol.serving.admission import Admission
+from hostline.protocol.serving.quotas import Account
 from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, check_health, describe_service
+from hostline.rpc.context import Stopping
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
@@ -88,6 +89,7 @@ class Server:
         self.max_fds = MAX_FDS_PER_FRAME if takes_fds else 0
         self.mapped = MappedBuffers()
         self.counts = CallCounts()
+        self.stopping = Stopping()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.overload_text = (
             f"{service.name} runs {self.settings.concurrency} calls and {self.settings.queue} wait: try again"
@@ -162,6 +164,7 @@ class Server:
             end = "is shutting down" if self._taken_by is None else f"was taken over by pid {self._taken_by}"
             for session in list(self._sessions):
                 session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} {end}")
+            self.stopping.begin()  # a subscription would never end by itself
             await self._wait_idle(self.settings.grace if grace is None else grace)
             self._abort(f"{self.service.name} stopped before the call was done")
             self._idle.clear()

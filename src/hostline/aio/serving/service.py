@@ -13,6 +13,7 @@ from typing import Any, Final
 from hostline.aio.serving.program import run_on
 from hostline.aio.serving.server import Server
 from hostline.aio.serving.takeover import listen_or_take_over
+from hostline.aio.serving.topics import Topic, topic_handler
 from hostline.aio.serving.workers.supervising import BROKEN_SOCKET, Supervisor, check_workers
 from hostline.aio.serving.workers.worker import Worker, WorkerServer
 from hostline.errors import SocketError
@@ -81,6 +82,25 @@ class Service(ServiceBase):
         version: The service's own version, for `describe`.
         doc: What it does, for `describe`.
     """
+
+    def topic(self, name: str, topic: Topic[Any], /, *, allow: Peers | None = None) -> None:
+        """Declare a method that streams a topic to whoever calls it, each item as `Published`.
+
+            service.topic("prices", prices)
+
+            for item in line.stream("prices", returns=hostline.Published[Price]):
+                ...  # item.value, item.dropped
+
+        Args:
+            name: What callers call it.
+            topic: What is streamed.
+            allow: Who may call it, beside the rule for connecting.
+
+        Raises:
+            TypeError: The topic's type cannot be served.
+            ValueError: The name is not usable or taken.
+        """
+        self.method(name=name, allow=allow)(topic_handler(topic))
 
     def serve(
         self,

@@ -14,8 +14,8 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
+from hostline.aio.serving.bounds.watches import QuietWatch, ReaderWatch
 from hostline.aio.serving.calls import Calls
-from hostline.aio.serving.watches import QuietWatch, ReaderWatch
 from hostline.aio.waiting import must_look_again
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError
 from hostline.limits import (

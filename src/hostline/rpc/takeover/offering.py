@@ -15,7 +15,7 @@ from typing import Final
 from hostline.clock import monotonic
 from hostline.errors import HostlineError
 from hostline.limits import MAX_SUCCESSORS
-from hostline.protocol.accepting import Accepting
+from hostline.protocol.serving.accepting import Accepting
 from hostline.protocol.takeover import VERSION, Code, Give, Giver, GiverStep, Message, Refused, Released
 from hostline.rpc.takeover.talk import Talk
 from hostline.unix.credentials import Peers

@@ -1,4 +1,4 @@
-"""The supervisor of worker processes: it owns the listening socket, forks, waits, and obeys protocol/supervision.py.
+"""The supervisor of worker processes: it owns the listening socket, forks, waits, and obeys protocol/serving/.
 
 It has no event loop and no thread, and never accepts while the service runs. What wakes it are two pipes: one that
 signals write to (SIGCHLD among them), one on which workers say that they are ready. A third, the lifeline, is never
@@ -28,7 +28,7 @@ from hostline.aio.serving.workers.worker import Worker
 from hostline.clock import monotonic, poll_milliseconds
 from hostline.errors import LocalProtocolError, WorkersFailedError
 from hostline.limits import DEFAULT_BACKLOG, MAX_WORKERS
-from hostline.protocol.supervision import Command, Order, Supervision
+from hostline.protocol.serving.supervision import Command, Order, Supervision
 from hostline.unix.listening import Bound
 from hostline.unix.sockets import accept_peer
 from hostline.wire.codec import GoawayCode, encode_farewell

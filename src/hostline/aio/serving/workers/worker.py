@@ -16,7 +16,7 @@ from hostline.aio.serving.session import Session
 from hostline.aio.serving.workers.scoreboard import Row
 from hostline.clock import Deadline, monotonic
 from hostline.limits import ACCEPT_YIELD, WORKER_GREETING_TIMEOUT, WORKER_NOTE_INTERVAL
-from hostline.protocol.accepting import leaves_to_others
+from hostline.protocol.serving.accepting import leaves_to_others
 from hostline.rpc.builtin import Stats
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings

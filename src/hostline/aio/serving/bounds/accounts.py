@@ -1,4 +1,4 @@
-"""What the server does as the accounts of its peers' users say (protocol/quotas.py): read on, hold, go on, refuse."""
+"""What the server does as the accounts of its peers' users say (protocol/serving/quotas.py): hold, go on, refuse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hostline.limits import CONNECTION_RATE_PER_UID
-from hostline.protocol.quotas import Account, Bounds, Holding, Quotas, share_of
+from hostline.protocol.serving.quotas import Account, Bounds, Holding, Quotas, share_of
 from hostline.rpc.builtin import UserStats
 from hostline.rpc.settings import ServerSettings
 from hostline.unix.credentials import Peers

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hostline.limits import CONNECTION_BURST
-from hostline.protocol.admission import Group
+from hostline.protocol.serving.admission import Group
 
 __all__ = ["Account", "Bounds", "Holding", "Quotas", "Refusal", "share_of"]
 
