@@ -329,7 +329,7 @@ class Stage:
         self.face = face
         self.loop = loop
         self.directory = directory
-        self.address = str(directory / "s")
+        self.address = os.environ.get("HOSTLINE_TEST_SCHEME","") + str(directory / "s")
         self._servers = contextlib.ExitStack()
         self._lines = contextlib.ExitStack()
 

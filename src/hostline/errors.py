@@ -20,6 +20,7 @@
     +-- DescriptorError (OSError)              a descriptor is missing, unwanted or of the wrong kind
     +-- InvalidMessageError (ValueError)       a channel's message cannot be encoded, or is of another type
     +-- PeerRefusedError (PermissionError)     identity: the rules do not admit this peer, or this server
+    +-- NoCredentialsError (PermissionError)   the peer came over tcp:, and the kernel does not say who it is
     +-- ProtocolError (ValueError)
     |   +-- LocalProtocolError                 this program used the connection wrongly
     |   +-- RemoteProtocolError                the peer broke the protocol
@@ -66,6 +67,7 @@ __all__ = [
     "MessageTooLongError",
     "MethodDeniedError",
     "MethodNotFoundError",
+    "NoCredentialsError",
     "NotASocketError",
     "OverloadedError",
     "PathTooLongError",
@@ -249,6 +251,10 @@ class PeerRefusedError(HostlineError, PermissionError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class NoCredentialsError(HostlineError, PermissionError):
+    """Report that a peer's credentials were asked for and its connection has none: it came over `tcp:`."""
 
 
 # --- the protocol ------------------------------------------------------------------------------------

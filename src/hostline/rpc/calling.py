@@ -39,8 +39,9 @@ from hostline.limits import (
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
-from hostline.unix.address import Address, InheritedAddress, parse_address
+from hostline.unix.address import Address, InheritedAddress, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
+from hostline.unix.sockets import check_has_unix
 from hostline.wire.codec import (
     ErrorCode,
     Failure,
@@ -114,6 +115,8 @@ class LineSettings:
         where = parse_address(address)
         if isinstance(where, InheritedAddress):
             raise AddressError(where.text, "is a listening socket that this process inherited; connect to its path")
+        if not isinstance(where, LoopbackAddress):
+            check_has_unix(where)
         if not connect_timeout > 0:
             raise ValueError(f"connect_timeout of {connect_timeout} seconds must be above 0: a greeting takes time")
         for name, seconds in (("wait", wait), ("reconnect_timeout", reconnect_timeout), ("timeout", timeout)):

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
-from hostline.errors import InvalidArgumentError, InvalidResultError
+from hostline.errors import InvalidArgumentError, InvalidResultError, NoCredentialsError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
@@ -98,6 +98,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
     name = method.declared_name(error)
     if name is not None:
         return Refusal(ErrorCode.DECLARED, name, _text(error))
+    if isinstance(error, NoCredentialsError):
+        return Refusal(ErrorCode.DENIED, "", f"{method.name}: {error}")
     if isinstance(error, InvalidResultError):
         # Our own encoder refused the handler's result: the caller may know that, the value stays here.
         what = "its result cannot be sent"
@@ -106,8 +108,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
     reference = secrets.token_hex(4)
     text = f"{what} in {service}.{method.name} (reference {reference} in the server's log)"
     logger.error(
-        "%s.%s failed for uid %s pid %s, call %s, reference %s",
-        service, method.name, peer.uid, peer.pid, call_id, reference,
+        "%s.%s failed for %s, call %s, reference %s",
+        service, method.name, peer.describe(), call_id, reference,
         exc_info=error,
     )  # fmt: skip
     return Refusal(ErrorCode.INTERNAL, "", text)

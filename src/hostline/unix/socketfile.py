@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 import weakref
+from typing import Self
 
 from hostline.errors import (
     AddressNotFoundError,
@@ -69,7 +70,7 @@ class SocketFile:
         _alive.add(self)
 
     @classmethod
-    def claim(cls, path: str, socket_type: SocketType) -> SocketFile:
+    def claim(cls, path: str, socket_type: SocketType) -> Self:
         """Take the lock of a path and clear away a socket that nobody holds any more.
 
         A world-writable directory without the sticky bit is refused: there everybody may rename or unlink our socket

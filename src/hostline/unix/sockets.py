@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from hostline.clock import Deadline, monotonic
 from hostline.errors import AddressError, ConnectTimeoutError, PeerRefusedError, SocketError
-from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType, reachable
+from hostline.unix.address import AbstractAddress, Address, LoopbackAddress, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
 from hostline.unix.options import checked_max_fds, checked_type, disallow_fds, mark_packets
 from hostline.unix.oserrors import printable, translate
@@ -32,6 +32,7 @@ __all__ = [
     "accept_peer",
     "backlog_full",
     "check_connect_options",
+    "check_has_unix",
     "check_listen_options",
     "check_server",
     "connect_blocking",
@@ -51,6 +52,20 @@ _TIMEVAL = struct.Struct("@ll")
 _LONGEST_WAIT = 3600.0
 
 
+def check_has_unix(address: Address | str = "") -> None:
+    """Refuse to go on where this Python or this platform has no Unix sockets.
+
+    Args:
+        address: For the error's text.
+
+    Raises:
+        AddressError: There are none; the text says what to use instead.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        text = address if isinstance(address, str) else address.text
+        raise AddressError(text, "there are no Unix sockets here (no AF_UNIX); services can use tcp:NAME or tcp:PATH")
+
+
 def open_socket(socket_type: SocketType, *, max_fds: int = 0) -> socket.socket:
     """Return a new non-blocking, close-on-exec socket that takes descriptors only if asked to.
 
@@ -67,6 +82,7 @@ def open_socket(socket_type: SocketType, *, max_fds: int = 0) -> socket.socket:
     """
     kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
+    check_has_unix()
     try:
         sock = socket.socket(socket.AF_UNIX, kernel_type)
     except OSError as error:
@@ -99,6 +115,7 @@ def socketpair(socket_type: SocketType, *, max_fds: int = 0) -> tuple[socket.soc
     """
     kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
+    check_has_unix()
     try:
         pair = socket.socketpair(socket.AF_UNIX, kernel_type)
     except OSError as error:
@@ -147,6 +164,8 @@ def kernel_address(address: Address) -> Iterator[bytes]:
             yield raw
     elif isinstance(address, AbstractAddress):
         yield b"\0" + address.name
+    elif isinstance(address, LoopbackAddress):
+        raise AddressError(address.text, "tcp: is for services and their clients, which prove its key; use a path")
     else:
         raise AddressError(address.text, "is a listening socket that this process inherited; connect to its path")
 
@@ -211,6 +230,7 @@ def connect_blocking(
         ConnectTimeoutError: The backlog was still full at the deadline.
         SocketError: As for `try_connect`.
     """
+    check_has_unix(address)
     sock = open_socket(socket_type, max_fds=max_fds)
     try:
         if not try_connect(sock, address, socket_type):
@@ -337,13 +357,14 @@ class Accepted(NamedTuple):
 
 
 def has_hung_up(fd: int) -> bool:
-    """Say whether the other side has closed, or for a listening socket whether somebody shut it down.
+    """Say whether the other side has closed or half-closed, or for a listening socket whether somebody shut it down.
 
     Args:
         fd: A socket's descriptor, also one that nobody reads now.
     """
     poller = select.poll()
-    poller.register(fd, 0)  # POLLHUP is reported without being asked for
+    # POLLHUP is reported without being asked for. Of a TCP peer that has closed there is only this half at first.
+    poller.register(fd, getattr(select, "POLLRDHUP", 0))
     return bool(poller.poll(0))
 
 

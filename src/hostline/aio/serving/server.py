@@ -16,6 +16,7 @@ import weakref
 from types import TracebackType
 from typing import Any, Final, Self
 
+from hostline.aio.serving.doorkeeper import Doorkeeper
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
@@ -33,6 +34,7 @@ from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
+from hostline.unix.loopback.peer import KeyPeer
 from hostline.unix.oserrors import translate
 from hostline.unix.sockets import Accepted, accept_peer
 from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
@@ -76,6 +78,10 @@ class Server:
         self._bound = bound
         self._allow = allow or bound.rule
         self._accepting = Accepting(bound.address.text)
+        self._door: Doorkeeper | None = None
+        if bound.key is not None:
+            name = f"{service.name} on {bound.address}"
+            self._door = Doorkeeper(bound.sock, bound.key, name, self._let_in, self._on_acceptable)
         self._sessions: set[Session] = set()
         self._by_uid: dict[int, int] = {}
         self._by_method: dict[str, int] = {}
@@ -178,7 +184,14 @@ class Server:
             self._accepting.succeeded()
             self._welcome(accepted)
 
+    def _let_in(self, sock: socket.socket) -> None:
+        self._accepting.succeeded()
+        self._welcome(Accepted(sock, KeyPeer(), None))
+
     def _accept(self) -> Accepted | None:
+        if self._door is not None:
+            self._door.accept()
+            return None
         return accept_peer(self._bound.sock, self._allow, "stream")
 
     def _rest(self, error: OSError) -> None:
@@ -209,7 +222,7 @@ class Server:
             self._send_away(sock, peer, *refusal)
             return
         self._connections_total += 1
-        self._by_uid[peer.uid] = self._by_uid.get(peer.uid, 0) + 1
+        self._by_uid[peer.account] = self._by_uid.get(peer.account, 0) + 1
         self._sessions.add(Session(self, sock, peer))
 
     def _refusal(self, peer: Peer, reason: str | None) -> tuple[str, str] | None:
@@ -221,9 +234,10 @@ class Server:
         settings = self.settings
         if len(self._sessions) >= settings.max_connections:
             return GoawayCode.LIMIT, f"{self.service.name} has {settings.max_connections} connections, its most"
-        if self._by_uid.get(peer.uid, 0) >= settings.max_connections_per_uid:
+        if self._by_uid.get(peer.account, 0) >= settings.max_connections_per_uid:
             most = settings.max_connections_per_uid
-            return GoawayCode.LIMIT, f"uid {peer.uid} has {most} connections to {self.service.name}, its most"
+            who = f"uid {peer.uid} has" if peer.has_credentials else "those who hold the tcp: key have"
+            return GoawayCode.LIMIT, f"{who} {most} connections to {self.service.name}, the most"
         return None
 
     def _send_away(self, sock: socket.socket, peer: Peer, code: str, reason: str) -> None:
@@ -242,12 +256,14 @@ class Server:
             self._rest_timer.cancel()
         if self._is_listening:
             self.loop.remove_reader(self._bound.sock.fileno())
+        if self._door is not None:
+            self._door.close()
         self._bound.unlink()
         if not self._is_listening or self._bound.is_inherited:
             return  # a lent socket lives on in whoever lent it: its backlog is for the next server
         with contextlib.suppress(OSError):
             # No more than the backlog can hold: an abstract name has no file to unlink, so that others go on coming.
-            for _ in range(DEFAULT_BACKLOG):
+            for _ in range(DEFAULT_BACKLOG if self._door is None else 0):
                 accepted = self._accept()
                 if accepted is None:
                     break
@@ -262,6 +278,8 @@ class Server:
         """
         if not self._closed.is_set():
             self._bound.abandon()
+            if self._door is not None:
+                self._door.abandon()
             for session in self._sessions:
                 session.abandon()
 
@@ -270,12 +288,12 @@ class Server:
     def forget(self, session: Session) -> None:
         """Take a closed session off the books."""
         self._sessions.discard(session)
-        uid = session.peer.uid
-        left = self._by_uid[uid] - 1
+        account = session.peer.account
+        left = self._by_uid[account] - 1
         if left:
-            self._by_uid[uid] = left
+            self._by_uid[account] = left
         else:
-            del self._by_uid[uid]
+            del self._by_uid[account]
         if self._accepting.descriptor_returned():
             self._accept_again()
         self._check_idle()
@@ -358,7 +376,7 @@ class Server:
             uptime=monotonic() - self._started_at,
             connections=len(self._sessions),
             connections_total=self._connections_total,
-            connections_refused=self._connections_refused,
+            connections_refused=self._connections_refused + (self._door.refused_count if self._door else 0),
             calls=counts,
             methods=dict(self._by_method),
         )

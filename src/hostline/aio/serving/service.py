@@ -21,9 +21,10 @@ from hostline.limits import (
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
-from hostline.unix.address import Address, parse_address
+from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
 from hostline.unix.listening import listening_socket
+from hostline.unix.loopback.sockets import loopback_listener
 
 __all__ = ["Service", "Serving"]
 
@@ -111,7 +112,10 @@ class Service(ServiceBase):
         where = parse_address(self.name if address is None else address)
 
         def make() -> Server:
-            bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
+            if isinstance(where, LoopbackAddress):
+                bound = loopback_listener(where, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow)
+            else:
+                bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
             try:
                 return Server(self, bound, allow=allow, settings=settings)
             except BaseException:
