@@ -41,7 +41,7 @@ from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
 from hostline.unix.address import Address, InheritedAddress, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.sockets import check_has_unix
+from hostline.unix.options import check_has_unix
 from hostline.wire.codec import (
     ErrorCode,
     Failure,

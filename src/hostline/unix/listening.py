@@ -26,10 +26,10 @@ from hostline.unix.address import (
 )
 from hostline.unix.credentials import Peers, checked_id, default_rule, gid_of, uid_of
 from hostline.unix.holders import in_use, probe
-from hostline.unix.options import allow_credentials, checked_type, forget_options
+from hostline.unix.options import allow_credentials, check_has_unix, checked_type, forget_options
 from hostline.unix.oserrors import translated
 from hostline.unix.socketfile import SocketFile
-from hostline.unix.sockets import check_has_unix, open_socket, prepare_connection
+from hostline.unix.sockets import open_socket, prepare_connection
 
 if TYPE_CHECKING:
     from hostline.unix.loopback.keyfile import KeyFile

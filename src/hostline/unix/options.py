@@ -10,12 +10,14 @@ import os
 import socket
 import sys
 
+from hostline.errors import AddressError
 from hostline.limits import HARD_MAX_FDS
-from hostline.unix.address import SocketType
+from hostline.unix.address import Address, SocketType
 from hostline.unix.oserrors import translate
 
 __all__ = [
     "allow_credentials",
+    "check_has_unix",
     "checked_max_fds",
     "checked_type",
     "disallow_fds",
@@ -32,6 +34,20 @@ _SO_PASSPIDFD = 76  # Linux 6.5
 _SO_PASSSEC = 34
 _SO_TIMESTAMP = 29
 _SO_TIMESTAMPNS = 35
+
+
+def check_has_unix(address: Address | str = "") -> None:
+    """Refuse to go on where this Python or this platform has no Unix sockets.
+
+    Args:
+        address: For the error's text.
+
+    Raises:
+        AddressError: There are none; the text says what to use instead.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        text = address if isinstance(address, str) else address.text
+        raise AddressError(text, "there are no Unix sockets here (no AF_UNIX); services can use tcp:NAME or tcp:PATH")
 
 
 def forget_options(sock: socket.socket) -> None:

@@ -23,7 +23,7 @@ from hostline.clock import Deadline, monotonic
 from hostline.errors import AddressError, ConnectTimeoutError, PeerRefusedError, SocketError
 from hostline.unix.address import AbstractAddress, Address, LoopbackAddress, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
-from hostline.unix.options import checked_max_fds, checked_type, disallow_fds, mark_packets
+from hostline.unix.options import check_has_unix, checked_max_fds, checked_type, disallow_fds, mark_packets
 from hostline.unix.oserrors import printable, translate
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "accept_peer",
     "backlog_full",
     "check_connect_options",
-    "check_has_unix",
     "check_listen_options",
     "check_server",
     "connect_blocking",
@@ -50,20 +49,6 @@ _TIMEVAL = struct.Struct("@ll")
 # The longest SO_SNDTIMEO asked for at once, in seconds; whoever has longer asks again. Keeps the number far from
 # overflow.
 _LONGEST_WAIT = 3600.0
-
-
-def check_has_unix(address: Address | str = "") -> None:
-    """Refuse to go on where this Python or this platform has no Unix sockets.
-
-    Args:
-        address: For the error's text.
-
-    Raises:
-        AddressError: There are none; the text says what to use instead.
-    """
-    if not hasattr(socket, "AF_UNIX"):
-        text = address if isinstance(address, str) else address.text
-        raise AddressError(text, "there are no Unix sockets here (no AF_UNIX); services can use tcp:NAME or tcp:PATH")
 
 
 def open_socket(socket_type: SocketType, *, max_fds: int = 0) -> socket.socket:

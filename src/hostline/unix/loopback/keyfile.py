@@ -5,6 +5,7 @@ What is read is trusted only from a file that nobody but its owner can have writ
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ from hostline.errors import NotASocketError, PeerRefusedError
 from hostline.limits import MAX_KEY_FILE_SIZE
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.loopback.address import HOSTS, LoopbackAddress, endpoint_text
-from hostline.unix.oserrors import file_kind, printable, translated
+from hostline.unix.oserrors import file_kind, printable, translate
 from hostline.unix.passing.descriptors import Fd
 
 __all__ = ["HEADER", "KeyFile", "new_key_file", "read_key_file"]
@@ -27,6 +28,12 @@ _TEXT = re.compile(
     rb"hostline tcp 1\nhost (?P<host>[0-9a-f.:]{3,39})\nport (?P<port>[1-9][0-9]{0,4})\nkey (?P<key>[0-9a-f]{64})\n"
     rb"pid (?P<pid>[0-9]{1,10})\nstart (?P<start>[0-9a-f]{32})\n"
 )
+
+_REASONS = {
+    errno.EACCES: "this user may not read the key file",
+    errno.ELOOP: "the key file is a symbolic link, which is not followed",
+    errno.ENXIO: "this is no key file of hostline's",
+}
 
 # No rule can name it.
 _NO_ID = -1
@@ -94,9 +101,14 @@ def read_key_file(address: LoopbackAddress, server: Peers) -> KeyFile:
         PeerRefusedError: It belongs to somebody who is not trusted, or others may read or write it.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    with translated("connect", "stream", address.path), Fd(os.open(address.path, flags)) as fd:
-        status = os.fstat(fd.fileno())
-        data = os.read(fd.fileno(), MAX_KEY_FILE_SIZE + 1) if stat.S_ISREG(status.st_mode) else b""
+    try:
+        with Fd(os.open(address.path, flags)) as fd:
+            status = os.fstat(fd.fileno())
+            data = os.read(fd.fileno(), MAX_KEY_FILE_SIZE + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError as error:
+        failed = translate(error, "connect", "stream", address.text)
+        failed.reason = _REASONS.get(error.errno or 0, failed.reason)
+        raise failed from error
     if not data.startswith(HEADER):
         what = file_kind(status.st_mode)
         raise NotASocketError("connect", "stream", str(address), None, f"this is {what}, and no key file of hostline's")
