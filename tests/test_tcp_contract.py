@@ -25,6 +25,7 @@ NEEDS_A_UNIX_SOCKET = {
     "test_a_method_can_be_kept_from_those_who_may_connect": "a rule about the caller's user",
     "test_a_service_can_be_reached_by_every_kind_of_address": "is about the other addresses",
     "test_a_service_can_be_given_a_listening_socket": "is about descriptors",
+    "test_a_stream_that_began_is_never_repeated": "its server is a script, which proves no key",
 }
 
 

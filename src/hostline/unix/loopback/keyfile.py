@@ -32,7 +32,6 @@ _TEXT = re.compile(
 _REASONS = {
     errno.EACCES: "this user may not read the key file",
     errno.ELOOP: "the key file is a symbolic link, which is not followed",
-    errno.ENXIO: "this is no key file of hostline's",
 }
 
 # No rule can name it.
@@ -106,18 +105,24 @@ def read_key_file(address: LoopbackAddress, server: Peers) -> KeyFile:
             status = os.fstat(fd.fileno())
             data = os.read(fd.fileno(), MAX_KEY_FILE_SIZE + 1) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EISDIR):  # what open says of a socket, and of a directory
+            raise _no_key_file(address, "something else than a file") from error
         failed = translate(error, "connect", "stream", address.text)
         failed.reason = _REASONS.get(error.errno or 0, failed.reason)
         raise failed from error
     if not data.startswith(HEADER):
-        what = file_kind(status.st_mode)
-        raise NotASocketError("connect", "stream", str(address), None, f"this is {what}, and no key file of hostline's")
+        raise _no_key_file(address, file_kind(status.st_mode))
     _check_owner(address, status, server)
     found = decode_key_file(data)
     if found is None or (address.port is not None and (found.host, found.port) != (address.host, address.port)):
         reason = f"the key file {printable(address.path)} is damaged, or not this port's"
         raise NotASocketError("connect", "stream", str(address), None, reason)
     return found
+
+
+def _no_key_file(address: LoopbackAddress, what: str) -> NotASocketError:
+    reason = f"{printable(address.path)} is {what}, and no key file of hostline's"
+    return NotASocketError("connect", "stream", str(address), None, reason)
 
 
 def _check_owner(address: LoopbackAddress, status: os.stat_result, server: Peers) -> None:
