@@ -805,3 +805,44 @@ def test_addresses_are_read_and_written(written: str, text: str, name: str) -> N
 def test_addresses_that_cannot_be_used_say_why(written: str, words: str) -> None:
     with pytest.raises(AddressError, match=re.escape(words)):
         parse_address(written)
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_serves_calls_describes_and_says_where(sock_dir: Path) -> None:
+    (sock_dir / "sums.py").write_text(
+        "import hostline\nsums = hostline.Service('sums')\n"
+        "@sums.method\ndef add(a: int, b: int) -> int:\n    return a + b\n"
+    )
+    address = f"tcp:{sock_dir}/s"
+    with subprocess.Popen(
+        [sys.executable, "-m", "hostline", "serve", "sums:sums", "--address", address],
+        cwd=sock_dir,
+        stderr=subprocess.PIPE,
+    ) as serving:
+        try:
+            for words, expected in (
+                (["call", address, "add", "[1, 2]", "--wait", "10"], "3"),
+                (["describe", address], "add"),
+                (["path", address], f"{sock_dir}/s"),
+            ):
+                done = subprocess.run(
+                    [sys.executable, "-m", "hostline", *words], capture_output=True, text=True, timeout=20
+                )
+                assert done.returncode == 0, done.stderr
+                assert expected in done.stdout
+            refused = subprocess.run(
+                [sys.executable, "-m", "hostline", "cat", address],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                stdin=subprocess.DEVNULL,
+            )
+            assert refused.returncode == 2
+            assert "services and their clients" in refused.stderr
+        finally:
+            serving.terminate()
+            serving.communicate(timeout=10)
+    assert serving.returncode == 0
+    assert not (sock_dir / "s").exists()

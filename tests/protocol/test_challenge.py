@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tree import TREE
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.challenge import CHALLENGE_MAGIC, ClientChallenge, Lobby, ServerChallenge
@@ -235,3 +238,19 @@ def test_failed_proofs_are_all_counted_and_seldom_logged() -> None:
     assert [lobby.failed(10.0 + n / 2000) for n in range(1000)] == [None] * 1000
     assert lobby.failed(11.0) == "1001 connections"
     assert lobby.failures == 1002
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+
+def test_the_page_on_the_wire_format_says_what_the_code_does() -> None:
+    """A proof made from the page's words alone is the one that the code makes."""
+    page = (TREE / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
+    section = page.partition("### Proving the key")[2].partition("\n## ")[0]
+    assert CHALLENGE_MAGIC.hex(" ") in section
+    assert "hostline server" in section
+    parts = (b"hostline server\n", CHALLENGE_MAGIC, CLIENT, SERVER, TRANSPORT[:16], TRANSPORT[16:])
+    proof = hmac.new(KEY, b"".join(parts), hashlib.sha256).digest()
+    assert server().receive_data(client().data_to_send()) == CHALLENGE_MAGIC + SERVER + proof
+    for size, name in ((40, "client"), (72, "server"), (32, "client")):
+        assert f"| {name} | {size} |" in section
