@@ -3,7 +3,7 @@
 Prints:
 
     9.0
-    address 'tcp:payments': tcp: is for services and their clients...
+    address 'tcp:.../payments.tcp': tcp: is for services and their clients...
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from tests.leaks import wait_until
 from tests.second_user import NOBODY, run_as
 from tests.serving import ServerThread, Stage, stages, takes_less_than
 
-# Handshakes of the flood. The full number takes a quarter of an hour: HOSTLINE_TEST_HANDSHAKES=1000000.
+# Handshakes of the flood. A million take some minutes: HOSTLINE_TEST_HANDSHAKES=1000000.
 HANDSHAKES = int(os.environ.get("HOSTLINE_TEST_HANDSHAKES", "20000"))
 
 

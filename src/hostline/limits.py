@@ -59,8 +59,8 @@ MAX_KEY_FILE_SIZE = 512
 # Connections of one listener that have not proved the key yet: everybody on the host may connect to a port, and each
 # takes a descriptor. And the seconds that each of them has for certain; after them it gives way to those that wait,
 # and HANDSHAKE_TIMEOUT ends it at the latest. sshd's MaxStartups is 100; an honest proof takes under a millisecond.
-MAX_UNPROVEN = 128
-UNPROVEN_GRACE = 0.25
+MAX_UNPROVEN = 256
+UNPROVEN_GRACE = 0.5
 
 # Shortest time in seconds between two lines in the log about failed proofs, which any local user can cause.
 FAILED_PROOF_LOG_INTERVAL = 1.0

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 
 from hostline.clock import Deadline
 from hostline.errors import (
-    AddressError,
     CallCancelledError,
     DeadlineExceededError,
     HostlineError,
@@ -39,9 +38,9 @@ from hostline.limits import (
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
-from hostline.unix.address import Address, InheritedAddress, LoopbackAddress, parse_address
+from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.options import check_has_unix
+from hostline.unix.options import check_target
 from hostline.wire.codec import (
     ErrorCode,
     Failure,
@@ -113,10 +112,8 @@ class LineSettings:
             ValueError: A number is out of range.
         """
         where = parse_address(address)
-        if isinstance(where, InheritedAddress):
-            raise AddressError(where.text, "is a listening socket that this process inherited; connect to its path")
         if not isinstance(where, LoopbackAddress):
-            check_has_unix(where)
+            check_target(where)
         if not connect_timeout > 0:
             raise ValueError(f"connect_timeout of {connect_timeout} seconds must be above 0: a greeting takes time")
         for name, seconds in (("wait", wait), ("reconnect_timeout", reconnect_timeout), ("timeout", timeout)):

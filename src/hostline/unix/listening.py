@@ -26,7 +26,7 @@ from hostline.unix.address import (
 )
 from hostline.unix.credentials import Peers, checked_id, default_rule, gid_of, uid_of
 from hostline.unix.holders import in_use, probe
-from hostline.unix.options import allow_credentials, check_has_unix, checked_type, forget_options
+from hostline.unix.options import allow_credentials, check_unix, checked_type, forget_options
 from hostline.unix.oserrors import translated
 from hostline.unix.socketfile import SocketFile
 from hostline.unix.sockets import open_socket, prepare_connection
@@ -138,14 +138,12 @@ def listening_socket(
             socket is not what was asked for.
         SocketError: The kernel refused; see `SocketFile` for the subclasses.
     """
+    check_unix(address)
     checked_type(socket_type)
     _check_mode(mode)
     backlog = _checked_backlog(backlog, socket_type)
-    if isinstance(address, LoopbackAddress):
-        raise AddressError(address.text, "tcp: is for services and their clients, which prove its key; use a path")
-    if not isinstance(address, PathAddress):
+    if isinstance(address, AbstractAddress | InheritedAddress):
         _refuse_file_options(address, mode=mode, owner=owner, group=group)
-    check_has_unix(address)
     if isinstance(address, InheritedAddress):
         return _inherited(address, socket_type, max_fds, credentials)
     uid = uid_of(owner) if isinstance(owner, str) else None if owner is None else checked_id(owner, "owner")

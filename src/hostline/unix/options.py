@@ -12,12 +12,13 @@ import sys
 
 from hostline.errors import AddressError
 from hostline.limits import HARD_MAX_FDS
-from hostline.unix.address import Address, SocketType
+from hostline.unix.address import Address, InheritedAddress, LoopbackAddress, SocketType
 from hostline.unix.oserrors import translate
 
 __all__ = [
     "allow_credentials",
-    "check_has_unix",
+    "check_target",
+    "check_unix",
     "checked_max_fds",
     "checked_type",
     "disallow_fds",
@@ -36,18 +37,31 @@ _SO_TIMESTAMP = 29
 _SO_TIMESTAMPNS = 35
 
 
-def check_has_unix(address: Address | str = "") -> None:
-    """Refuse to go on where this Python or this platform has no Unix sockets.
+def check_unix(address: Address | str = "unix:") -> None:
+    """Refuse an address of loopback TCP, and every address where there are no Unix sockets.
 
     Args:
-        address: For the error's text.
+        address: What is to be bound or connected.
 
     Raises:
-        AddressError: There are none; the text says what to use instead.
+        AddressError: The text says what to use instead.
     """
+    if isinstance(address, LoopbackAddress):
+        raise AddressError(address.text, "tcp: is for services and their clients, which prove its key; use a path")
     if not hasattr(socket, "AF_UNIX"):
         text = address if isinstance(address, str) else address.text
         raise AddressError(text, "there are no Unix sockets here (no AF_UNIX); services can use tcp:NAME or tcp:PATH")
+
+
+def check_target(address: Address) -> None:
+    """Refuse an address that a Unix socket cannot be connected to.
+
+    Raises:
+        AddressError: It is of loopback TCP, or an inherited listening socket.
+    """
+    check_unix(address)
+    if isinstance(address, InheritedAddress):
+        raise AddressError(address.text, "is a listening socket that this process inherited; connect to its path")
 
 
 def forget_options(sock: socket.socket) -> None:
@@ -93,7 +107,9 @@ def checked_type(socket_type: SocketType) -> int:
 
     Raises:
         ValueError: The type is none of the three.
+        AddressError: There are no Unix sockets here.
     """
+    check_unix()
     try:
         return KERNEL_TYPES[socket_type]
     except KeyError:

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hostline.clock import Deadline, monotonic
-from hostline.errors import AddressError, ConnectTimeoutError, PeerRefusedError, SocketError
-from hostline.unix.address import AbstractAddress, Address, LoopbackAddress, PathAddress, SocketType, reachable
+from hostline.errors import ConnectTimeoutError, PeerRefusedError, SocketError
+from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
-from hostline.unix.options import check_has_unix, checked_max_fds, checked_type, disallow_fds, mark_packets
+from hostline.unix.options import check_target, checked_max_fds, checked_type, disallow_fds, mark_packets
 from hostline.unix.oserrors import printable, translate
 
 __all__ = [
@@ -67,7 +67,6 @@ def open_socket(socket_type: SocketType, *, max_fds: int = 0) -> socket.socket:
     """
     kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
-    check_has_unix()
     try:
         sock = socket.socket(socket.AF_UNIX, kernel_type)
     except OSError as error:
@@ -100,7 +99,6 @@ def socketpair(socket_type: SocketType, *, max_fds: int = 0) -> tuple[socket.soc
     """
     kernel_type = checked_type(socket_type)
     checked_max_fds(max_fds)
-    check_has_unix()
     try:
         pair = socket.socketpair(socket.AF_UNIX, kernel_type)
     except OSError as error:
@@ -141,18 +139,15 @@ def kernel_address(address: Address) -> Iterator[bytes]:
     """Yield what `connect` and `sendto` must be given; a path that is too long is reached through its directory.
 
     Raises:
-        AddressError: The address is an inherited listening socket, which is no place to connect to.
+        AddressError: The address is no place that a Unix socket can be connected to.
         PathTooLongError: There is no way round the limit.
     """
+    check_target(address)
     if isinstance(address, PathAddress):
         with reachable(address.path) as raw:
             yield raw
     elif isinstance(address, AbstractAddress):
         yield b"\0" + address.name
-    elif isinstance(address, LoopbackAddress):
-        raise AddressError(address.text, "tcp: is for services and their clients, which prove its key; use a path")
-    else:
-        raise AddressError(address.text, "is a listening socket that this process inherited; connect to its path")
 
 
 def is_connected(sock: socket.socket) -> bool:
@@ -215,7 +210,6 @@ def connect_blocking(
         ConnectTimeoutError: The backlog was still full at the deadline.
         SocketError: As for `try_connect`.
     """
-    check_has_unix(address)
     sock = open_socket(socket_type, max_fds=max_fds)
     try:
         if not try_connect(sock, address, socket_type):
@@ -348,7 +342,7 @@ def has_hung_up(fd: int) -> bool:
         fd: A socket's descriptor, also one that nobody reads now.
     """
     poller = select.poll()
-    # POLLHUP is reported without being asked for. Of a TCP peer that has closed there is only this half at first.
+    # POLLHUP comes without being asked for. Of a TCP peer that has closed there is only the other at first.
     poller.register(fd, getattr(select, "POLLRDHUP", 0))
     return bool(poller.poll(0))
 

@@ -89,6 +89,7 @@ class Doorkeeper:
         now = monotonic()
         guest = self._lobby.overdue(now)
         if guest is not None:
+            guest.on_readable()  # it may have been this loop that took so long
             guest.fail("it took too long while others waited")
             return True
         if self._pause is None:
