@@ -107,9 +107,10 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
         what = "internal error"
     reference = secrets.token_hex(4)
     text = f"{what} in {service}.{method.name} (reference {reference} in the server's log)"
+    who = f"uid {peer.uid} pid {peer.pid}" if peer.has_credentials else peer.describe()
     logger.error(
         "%s.%s failed for %s, call %s, reference %s",
-        service, method.name, peer.describe(), call_id, reference,
+        service, method.name, who, call_id, reference,
         exc_info=error,
     )  # fmt: skip
     return Refusal(ErrorCode.INTERNAL, "", text)
