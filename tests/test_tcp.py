@@ -28,6 +28,7 @@ from hostline.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
     HostlineError,
+    InternalError,
     MethodDeniedError,
     NoCredentialsError,
     NotASocketError,
@@ -41,6 +42,7 @@ from hostline.unix.credentials import Peer, Peers
 from hostline.unix.loopback.address import LoopbackAddress
 from hostline.unix.loopback.keyfile import KeyFile, decode_key_file, new_key_file, read_key_file
 from hostline.unix.loopback.peer import KeyPeer
+from hostline.wire.codec import ClientHello, encode_hello
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, run_as
 from tests.serving import ServerThread, Stage, stages, takes_less_than
@@ -251,8 +253,6 @@ def test_a_servers_own_answer_reflected_opens_nothing(server: ServerThread) -> N
 
 def test_the_hello_may_follow_the_proof_in_one_write(server: ServerThread) -> None:
     key = key_of(server.address)
-    from hostline.wire.codec import ClientHello, encode_hello
-
     with knock(key) as sock:
         challenge = ClientChallenge(key.key, key.transport, secrets.token_bytes(32))
         sock.sendall(challenge.data_to_send())
@@ -630,6 +630,45 @@ def test_raw_sockets_and_channels_are_refused_on_a_loop_too(sock_dir: Path, run_
                 await open_(address)
 
     run_async(main)
+
+
+def test_descriptors_are_refused_in_words_and_buffers_go_in_the_frame(stage: Stage, sock_dir: Path) -> None:
+    made = hostline.Service("files")
+    null = hostline.Fd(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    @made.method
+    def size_of(file: hostline.Fd) -> int:
+        return os.fstat(file.fileno()).st_size
+
+    @made.method
+    def opened() -> hostline.Fd:
+        return null
+
+    @made.method
+    def doubled(data: hostline.Buffer) -> hostline.Buffer:
+        return hostline.Buffer(bytes(memoryview(data)) * 2)
+
+    server = stage.serve(made)
+    line = stage.connect()
+    with pytest.raises(HostlineError, match="descriptors cannot travel"):
+        line.call("size_of", null)
+    with pytest.raises(InternalError, match="its result cannot be sent"):
+        line.call("opened", returns=hostline.Fd)
+    null.close()
+    answer = line.call("doubled", hostline.Buffer(b"x" * 1000), returns=hostline.Buffer)
+    assert bytes(memoryview(answer)) == b"x" * 2000
+    assert server.do(lambda served: served.max_fds) == 0
+
+
+def test_descriptors_that_a_client_says_it_takes_are_not_sent_over_tcp(server: ServerThread) -> None:
+    key = key_of(server.address)
+    with knock(key) as sock:
+        challenge = ClientChallenge(key.key, key.transport, secrets.token_bytes(32))
+        sock.sendall(challenge.data_to_send())
+        hello = ClientHello(program="t", features=["descriptors", "streams"])
+        sock.sendall(challenge.receive_data(sock.recv(72, socket.MSG_WAITALL)) + encode_hello(hello))
+        assert b"descriptors" not in sock.recv(4096)
+        assert server.do(lambda served: [s._protocol.takes_descriptors for s in served._sessions]) == [False]
 
 
 # --- on the loops and between processes ----------------------------------------------------------------------

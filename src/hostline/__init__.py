@@ -7,6 +7,7 @@ from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.serving.service import Service
 from hostline.errors import *  # noqa: F403 - the whole error tree, as errors.__all__ names it
+from hostline.rpc.attachments import fd_kinds
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
 from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
@@ -18,8 +19,10 @@ from hostline.sync.streams import Stream
 from hostline.unix.address import unique_path
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.passing.descriptors import Fd
+from hostline.unix.passing.memory import Buffer
 
 __all__ = [
+    "Buffer",
     "Channel",
     "ChannelListener",
     "Connection",
@@ -39,6 +42,7 @@ __all__ = [
     "connect",
     "connect_channel",
     "connect_socket",
+    "fd_kinds",
     "listen",
     "listen_channel",
     "raises",

@@ -31,6 +31,32 @@ DEFAULT_MAX_FDS = 0
 # The most that one message may carry in the kernel (SCM_MAX_FD). dbus lowered its own bound to 16.
 HARD_MAX_FDS = 253
 
+# Descriptors on one frame of a service whose methods declare them. dbus has the same number; a call that needs more
+# sends them as the items of a stream.
+MAX_FDS_PER_FRAME = 16
+
+# Descriptors sent to one peer that it has not taken yet. The kernel counts those on their way against the sender's
+# user: peers that never read would use up the share of all others. So each gets a sixty-fourth of RLIMIT_NOFILE, within
+# these two; above it the sender waits for it to read, looking again after so many seconds.
+MAX_FDS_IN_FLIGHT = 64
+MIN_FDS_IN_FLIGHT = 4
+FDS_IN_FLIGHT_CHECK = 0.001
+
+# What a descriptor takes of a stream's credit, in bytes: with it at most 16 are on their way or untaken on one stream.
+FD_COST = 4 << 10
+
+# --- buffers ---------------------------------------------------------------------------------------
+
+# Bytes of a `Buffer` up to which it travels in the frame, where it fits; above, in sealed memory. Measured by
+# benchmarks/buffers.py: making and filling fresh memory costs more than two copies through the socket up to about here.
+INLINE_BUFFER = 512 << 10
+
+# Bytes of one `Buffer`. A sparse file of any size costs its sender nothing and its reader everything.
+MAX_BUFFER_SIZE = 256 << 20
+
+# Bytes of sealed memory that one user may have with a server in calls that have not ended.
+MAX_MAPPED_PER_UID = 512 << 20
+
 # --- accepting -------------------------------------------------------------------------------------
 
 # Seconds an accept loop rests after EMFILE or ENFILE. Without it the loop spins: a stock loop wrote 842

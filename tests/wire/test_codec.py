@@ -25,6 +25,7 @@ from hostline.limits import (
     MAX_HELLO_SIZE,
     MIN_MAX_FRAME_SIZE,
 )
+from hostline.wire.attached import FD_CODE, pack_buffer, pack_fd, reading, unpack_buffer, unpack_fd
 from hostline.wire.codec import (
     FEATURES,
     MAGIC,
@@ -36,29 +37,33 @@ from hostline.wire.codec import (
     GoawayCode,
     MethodEntry,
     ServerHello,
+    decode_credit,
     decode_failure,
     decode_farewell,
     decode_hello,
     decode_result,
     encode_call,
+    encode_credit,
     encode_failure,
     encode_farewell,
     encode_hello,
+    encode_item,
     encode_reply,
     hello_version,
     result_decoder,
     split_call,
 )
-from hostline.wire.frame import HEADER_SIZE, Frame, FrameDecoder, Kind
+from hostline.wire.frame import HEADER_SIZE, Flag, Frame, FrameDecoder, Kind
 
 encode = msgspec.msgpack.encode
 
 
 def one(data: bytes | bytearray) -> Frame:
     """Return the frame that the bytes are."""
-    decoder = FrameDecoder(HARD_MAX_FRAME_SIZE)
+    count = int.from_bytes(data[6:8], "little")
+    decoder = FrameDecoder(HARD_MAX_FRAME_SIZE, max_fds=count)
     decoder.expect_frames()
-    (frame,) = decoder.receive_data(bytes(data))
+    (frame,) = decoder.receive_data(bytes(data), [object()] * count)
     return frame
 
 
@@ -90,10 +95,12 @@ def test_a_golden_frame_is_decoded_into_what_it_says(vector: dict[str, Any]) -> 
     elif frame.kind == Kind.CALL:
         time_left, payload, is_named = split_call(frame)
         assert time_left == (None if expected["time_left"] is None else expected["time_left"] / 1e6)
-        arguments = msgspec.msgpack.decode(payload)
+        arguments = reading(Places(), lambda: decode_result(payload, Any))
         assert arguments == ([expected["args"], expected["keywords"]] if is_named else expected["args"])
-    elif frame.kind == Kind.REPLY:
-        assert decode_result(frame.payload, Any) == expected["value"]
+    elif frame.kind in (Kind.REPLY, Kind.ITEM):
+        assert reading(Places(), lambda: decode_result(frame.payload, Any)) == expected["value"]
+    elif frame.kind == Kind.CREDIT:
+        assert decode_credit(frame.payload) == expected["value"]
     elif frame.kind == Kind.ERROR:
         assert decode_failure(frame.payload) == Failure(*expected["value"])
     elif frame.kind == Kind.GOAWAY:
@@ -113,9 +120,18 @@ def test_a_golden_frame_is_what_the_encoder_makes_of_what_it_says(vector: dict[s
             )
         case "CALL":
             time_left = None if said["time_left"] is None else said["time_left"] / 1e6
-            made = encode_call(call_id, said["method"], tuple(said["args"]), said["keywords"], time_left)
+            has_items = bool(said["flags"] & Flag.STREAM)
+            args = tuple(map(attached, said["args"]))
+            attach = Attachments()
+            made = encode_call(
+                call_id, said["method"], args, said["keywords"], time_left, has_items=has_items, attach=attach
+            )
         case "REPLY":
-            made = encode_reply(call_id, value)
+            made = encode_reply(call_id, attached(value), attach=Attachments())
+        case "ITEM":
+            made = encode_item(call_id, attached(value), attach=Attachments())
+        case "CREDIT":
+            made = encode_credit(call_id, value)
         case "ERROR":
             made = encode_failure(call_id, *value)
         case "GOAWAY":
@@ -123,6 +139,39 @@ def test_a_golden_frame_is_what_the_encoder_makes_of_what_it_says(vector: dict[s
         case kind:
             made = struct.pack("<IBBHII", 0, Kind[kind], 0, 0, call_id, 0)
     assert made.hex() == vector["hex"]
+
+
+class Elsewhere:
+    """Stand for a descriptor or a buffer."""
+
+    def __init__(self, said: dict[str, Any]) -> None:
+        self.said = said
+
+
+def attached(value: Any) -> Any:
+    is_elsewhere = isinstance(value, dict) and value.keys() <= {"fd", "buffer"}
+    return Elsewhere(value) if is_elsewhere else value
+
+
+class Attachments:
+    """Take what stands for a descriptor or a buffer out of a golden frame's values."""
+
+    def __init__(self) -> None:
+        self.fds: list[Any] = []
+
+    def take_out(self, value: Elsewhere) -> msgspec.msgpack.Ext:
+        self.fds.append(value)
+        return pack_fd(value.said["fd"]) if "fd" in value.said else pack_buffer(*value.said["buffer"])
+
+    def discard(self) -> None:
+        self.fds = []
+
+
+class Places:
+    """Put it back."""
+
+    def find(self, code: int, data: memoryview) -> dict[str, Any]:
+        return {"fd": unpack_fd(data)} if code == FD_CODE else {"buffer": list(unpack_buffer(data))}
 
 
 class Colour(enum.Enum):
@@ -181,10 +230,11 @@ def test_what_a_hello_leaves_out_is_as_in_version_one() -> None:
 
 def test_what_a_later_version_adds_to_a_hello_is_ignored() -> None:
     hello = decode_hello(
-        a_server(features=["teleport"], mood=[1, {"x": 2}], methods=[["a", True, False, True, "new"]]), ServerHello
+        a_server(features=["teleport"], mood=[1, {"x": 2}], methods=[["a", True, False, True, True, False, "new"]]),
+        ServerHello,
     )
     assert hello.features == ["teleport"]
-    assert hello.methods == [MethodEntry("a", True, False, True)]
+    assert hello.methods == [MethodEntry("a", True, False, True, True)]
 
 
 @pytest.mark.parametrize("payload", [b"", b"hostlin", b"HOSTLINE\x80", b"\x80"])
@@ -258,13 +308,13 @@ def test_a_program_name_of_any_form_makes_a_hello_that_is_taken() -> None:
 
 def test_a_service_with_too_many_methods_is_refused_at_the_service() -> None:
     def hello_of(count: int, last: int) -> ServerHello:
-        entries = [MethodEntry(f"{number:0>122}") for number in range(count)]  # 128 bytes each
+        entries = [MethodEntry(f"{number:0>122}") for number in range(count)]  # 130 bytes each
         return ServerHello(service="s", methods=[*entries, MethodEntry("m" * last)])
 
-    beside = len(one(encode_hello(hello_of(500, 40))).payload) - 500 * 128 - 40
-    count, last = divmod(MAX_HELLO_SIZE - beside, 128)
+    beside = len(one(encode_hello(hello_of(500, 40))).payload) - 500 * 130 - 40
+    count, last = divmod(MAX_HELLO_SIZE - beside, 130)
     if last < 32:  # whose name would have a shorter header
-        count, last = count - 1, last + 128
+        count, last = count - 1, last + 130
     assert len(one(encode_hello(hello_of(count, last))).payload) == MAX_HELLO_SIZE
     with pytest.raises(LocalProtocolError, match=f"^hello of {MAX_HELLO_SIZE + 1} bytes exceeds max_hello_size 65536"):
         encode_hello(hello_of(count, last + 1))
@@ -326,7 +376,7 @@ def test_arguments_may_fill_the_frame_and_not_exceed_it(time_left: float | None)
     bound = 4096
     room = bound - 4 - (0 if time_left is None else 8)  # an array of one, and the head of the bytes
     assert len(one(encode_call(1, 0, (bytes(room),), None, time_left, bound)).payload) == bound
-    with pytest.raises(InvalidArgumentError, match=r"^arguments of 4097 bytes exceed max_frame_size 4096$"):
+    with pytest.raises(InvalidArgumentError, match=r"^arguments of 4097 bytes exceed max_frame_size 4096: large"):
         encode_call(1, 0, (bytes(room + 1),), None, time_left, bound)
 
 
@@ -371,7 +421,7 @@ def test_what_cannot_be_encoded_is_our_error_on_both_sides(value: Any) -> None:
 
 def test_a_result_may_fill_the_frame_and_not_exceed_it() -> None:
     assert len(one(encode_reply(1, bytes(4096 - 3), 4096)).payload) == 4096
-    with pytest.raises(InvalidResultError, match=r"^result of 4097 bytes exceeds max_frame_size 4096$"):
+    with pytest.raises(InvalidResultError, match=r"^result of 4097 bytes exceeds max_frame_size 4096: large"):
         encode_reply(1, bytes(4097 - 3), 4096)
 
 

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline
-from hostline.errors import RemoteProtocolError, UnavailableError
+from hostline.errors import OverloadedError, RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
 from hostline.protocol.connection import ClientConnection
 from hostline.protocol.outgoing import Outgoing
+from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.calling import (
     BrokenCallError,
     ExpiredError,
@@ -27,11 +28,15 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.wire.frame import Frame
+from hostline.unix.options import allow_fds
+from hostline.unix.passing.descriptors import Fd
+from hostline.wire.frame import Frame, Kind
 
 __all__ = ["Caller"]
 
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_CALL: Final = int(Kind.CALL)
 
 _Answered = asyncio.Future[Frame]
 
@@ -41,7 +46,7 @@ class Caller:
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, on_end: Callable[[], None]) -> None:
         self.peer = peer
-        self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+        self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments, settings.has_descriptors)
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
@@ -198,8 +203,12 @@ class Caller:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_closed:
             return False
+        fds: list[Fd] | None = None
         try:
-            data = self._sock.recv(READ_SIZE)
+            if self.protocol.max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -208,7 +217,7 @@ class Caller:
             self.close("the server closed the connection")
             return False
         try:
-            answers = self.protocol.receive_data(data)
+            answers = self.protocol.receive_data(data, fds)
         except RemoteProtocolError as error:
             self.close(str(error), error)
             return False
@@ -226,6 +235,8 @@ class Caller:
         if self.protocol.farewell is not None:
             self._greeted.set_exception(farewell_error(self.protocol.farewell))
         elif self.protocol.hello is not None:
+            if self.protocol.max_fds:
+                allow_fds(self._sock)
             self._greeted.set_result(None)
 
     def _drain(self) -> None:
@@ -262,7 +273,10 @@ class Caller:
         outgoing = self._outgoing
         try:
             while outgoing.size:
-                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
+                if fds := outgoing.fds():
+                    self._send_attached(fds)
+                else:
+                    outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
             if not self._is_writing:
                 self._is_writing = True
@@ -278,6 +292,21 @@ class Caller:
         if self._room is not None and outgoing.size <= LOW_WATER:
             self._room.set()
             self._room = None
+
+    def _send_attached(self, fds: list[Fd]) -> None:
+        """Send a frame with descriptors; if the kernel takes no more of them, its call fails and nothing else."""
+        try:
+            self._outgoing.sent(send_attached(self._sock, self._outgoing.buffers(), fds))
+        except OverloadedError as error:
+            kind, call_id = self._outgoing.first()
+            ticket = self.protocol.in_flight.get(call_id)
+            if kind == _CALL:
+                self.protocol.forget(call_id)  # the server never heard of it
+                self._outgoing.replace_first(b"")
+            else:
+                self._outgoing.replace_first(self.protocol.cancel(call_id))
+            if ticket is not None and not ticket.done():
+                ticket.set_exception(error)
 
     def _stop_writing(self) -> None:
         if self._is_writing:

@@ -1,6 +1,6 @@
 """The asyncio client: one connection, many calls at once, answers matched by id.
 
-What may be repeated or waited for is decided below (protocol/connection.py, protocol/retry.py); this module waits
+What may be repeated or waited for is decided below (protocol/connection, protocol/retry.py); this module waits
 and obeys. It runs on asyncio's loop and on uvloop.
 
 More than 400 lines, most of them the signatures and docstrings of what people call.

@@ -170,7 +170,7 @@ class Stream(Generic[T]):
             raise
         frame = ticket.frames.popleft()
         if frame.kind == _ITEM and self._caller is not None:
-            self._caller.item_taken(self._call_id, len(frame.payload))
+            self._caller.item_taken(self._call_id, frame.cost)
         return frame
 
     async def _open(self) -> None:

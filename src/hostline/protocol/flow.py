@@ -1,6 +1,7 @@
 """Credit: how many bytes of items one side may still send on a stream, and when the other grants more.
 
-Theory. Every stream begins with `STREAM_CREDIT` bytes of credit. An item costs its frame: the header and the payload.
+Theory. Every stream begins with `STREAM_CREDIT` bytes of credit. An item costs its frame: the header and the payload,
+and `FD_COST` for each of its descriptors.
 A sender may send while it has any credit left, so that one item of whatever size always fits and the account may be
 overdrawn by that item. The reader grants back what its program has taken, half the credit at a time. So a reader that
 does not read holds back its own stream and nothing else, and what it has to keep is bounded by the credit and one
@@ -12,12 +13,19 @@ from __future__ import annotations
 from typing import Final
 
 from hostline.errors import RemoteProtocolError
-from hostline.limits import MAX_STREAM_CREDIT, STREAM_CREDIT
+from hostline.limits import FD_COST, MAX_STREAM_CREDIT, STREAM_CREDIT
+from hostline.wire.attached import Attached
 from hostline.wire.frame import HEADER_SIZE
 
-__all__ = ["Allowance", "Window"]
+__all__ = ["Allowance", "Window", "item_cost"]
 
 _GRANT_AT: Final = STREAM_CREDIT // 2
+
+
+def item_cost(frame: bytearray) -> int:
+    """Return what an item's frame takes of its stream's credit beside the header, in bytes."""
+    size = len(frame) - HEADER_SIZE
+    return size + FD_COST * len(frame.fds) if type(frame) is Attached else size
 
 
 class Allowance:
@@ -40,7 +48,7 @@ class Allowance:
         return self.left > 0 and not self.is_over
 
     def take(self, size: int) -> None:
-        """Pay for an item whose payload has `size` bytes."""
+        """Pay for an item that costs `size` bytes."""
         self.left -= HEADER_SIZE + size
 
     def grant(self, amount: int) -> None:
@@ -70,7 +78,7 @@ class Window:
         self._taken = 0
 
     def arrived(self, size: int) -> None:
-        """Charge an item whose payload has `size` bytes.
+        """Charge an item that costs `size` bytes.
 
         Raises:
             RemoteProtocolError: The sender had no credit left.
@@ -80,7 +88,7 @@ class Window:
         self.left -= HEADER_SIZE + size
 
     def taken(self, size: int) -> int:
-        """Note that the program took an item of `size` bytes; returns how much to grant now, in bytes, mostly 0."""
+        """Note that the program took an item that costs `size` bytes; returns the bytes to grant now, mostly 0."""
         self._taken += HEADER_SIZE + size
         if self._taken < _GRANT_AT:
             return 0

@@ -1,16 +1,20 @@
 """Bytes that wait to be sent on one connection, in order, and how many have left.
 
 The face offers `buffers()` to the kernel and reports with `sent` what it took. Nothing is copied: a frame that is
-half sent is continued where it stopped.
+half sent is continued where it stopped. A frame with descriptors begins a message of its own: they ride on its first
+byte, and are closed here once that has left.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["Outgoing"]
+from hostline.wire.attached import Attached
+from hostline.wire.frame import HEADER
+
+__all__ = ["Outgoing", "close_attached"]
 
 # The most buffers that one sendmsg takes (IOV_MAX).
 _MAX_BUFFERS: Final = 1024
@@ -25,29 +29,67 @@ class Outgoing:
         sent_total: Bytes that the kernel took.
     """
 
-    __slots__ = ("_buffers", "queued_total", "sent_total", "size")
+    __slots__ = ("_attached", "_buffers", "queued_total", "sent_total", "size")
 
     def __init__(self) -> None:
+        self._attached: deque[int] = deque()  # where in the stream frames with descriptors begin
         self._buffers: deque[bytes | bytearray | memoryview] = deque()
         self.size = 0
         self.queued_total = 0
         self.sent_total = 0
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue a frame, or the rest of one."""
+        """Queue a frame, or the rest of one; the descriptors of an `Attached` are this object's from now on."""
+        if type(data) is Attached:
+            self._attached.append(self.queued_total)
         self._buffers.append(data)
         self.size += len(data)
         self.queued_total += len(data)
 
     def buffers(self) -> list[bytes | bytearray | memoryview]:
         """Return what to offer next, for one sendmsg."""
-        return list(islice(self._buffers, _MAX_BUFFERS))
+        if not self._attached:
+            return list(islice(self._buffers, _MAX_BUFFERS))
+        offered: list[bytes | bytearray | memoryview] = []
+        for buffer in islice(self._buffers, _MAX_BUFFERS):
+            if offered and type(buffer) is Attached:
+                break
+            offered.append(buffer)
+        return offered
+
+    def fds(self) -> list[Any]:
+        """Return the descriptors that go with what `buffers` returns."""
+        if not self._attached or self._attached[0] != self.sent_total:
+            return []
+        frame = self._buffers[0]
+        return frame.fds if isinstance(frame, Attached) else []
+
+    def first(self) -> tuple[int, int]:
+        """Return the kind and the call id of the frame with descriptors that is next."""
+        _, kind, _, _, call_id, _ = HEADER.unpack_from(self._buffers[0])
+        return kind, call_id
+
+    def replace_first(self, data: bytes) -> None:
+        """Send something else instead of the frame with descriptors that is next, and close those."""
+        frame = self._buffers.popleft()
+        if data:
+            self._buffers.appendleft(data)
+        grown = len(data) - len(frame)
+        self.size += grown
+        self.sent_total -= grown  # what is queued behind it keeps its place in the stream
+        self._attached.popleft()
+        close_attached(frame)
 
     def sent(self, count: int) -> None:
         """Note that the kernel took `count` bytes of what `buffers` returned."""
+        buffers = self._buffers
+        if self._attached and count and self._attached[0] == self.sent_total:
+            self._attached.popleft()
+            frame = buffers[0]
+            buffers[0] = memoryview(frame)  # what is left of it is bytes like any other
+            close_attached(frame)
         self.size -= count
         self.sent_total += count
-        buffers = self._buffers
         while count:
             first = buffers[0]
             if count < len(first):
@@ -58,5 +100,17 @@ class Outgoing:
 
     def clear(self) -> None:
         """Forget what waits: the other side is gone."""
+        if self._attached:
+            for frame in self._buffers:
+                close_attached(frame)
+            self._attached.clear()
         self._buffers.clear()
         self.size = 0
+
+
+def close_attached(frame: object) -> None:
+    """Close the descriptors of a frame that will not be sent, or that was."""
+    if isinstance(frame, Attached):
+        for fd in frame.fds:
+            fd.close()
+        frame.fds = []

@@ -20,6 +20,7 @@ from hostline.errors import (
     HostlineError,
     InternalError,
     InvalidArgumentError,
+    InvalidResultError,
     LocalProtocolError,
     MethodDeniedError,
     MethodNotFoundError,
@@ -38,6 +39,7 @@ from hostline.limits import (
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.retry import may_repeat
+from hostline.rpc.attachments import UnclaimedError, read_attached
 from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
 from hostline.unix.options import check_target
@@ -129,6 +131,11 @@ class LineSettings:
             check_frame_size(max_frame_size),
         )
 
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether connections to the address can carry descriptors."""
+        return not isinstance(self.address, LoopbackAddress)
+
     def deadline(self, timeout: float | None) -> tuple[float, Deadline]:
         """Return a call's timeout in seconds, the line's own for None, and its deadline.
 
@@ -218,7 +225,7 @@ def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = 
         InvalidResultError: The result is of another type.
     """
     if frame.kind == Kind.REPLY:
-        return decode_result(frame.payload, returns)
+        return _decoded(frame, returns)
     raise exception_for(decode_failure(frame.payload), raises)
 
 
@@ -228,7 +235,16 @@ def read_item(frame: Frame, returns: Any) -> Any:
     Raises:
         InvalidResultError: It is of another type.
     """
-    return decode_result(frame.payload, returns)
+    return _decoded(frame, returns)
+
+
+def _decoded(frame: Frame, returns: Any) -> Any:
+    if not frame.fds:
+        return decode_result(frame.payload, returns)
+    try:
+        return read_attached(frame.fds, returns, lambda: decode_result(frame.payload, returns))
+    except UnclaimedError as error:
+        raise InvalidResultError(f"result cannot be taken: {error}") from error
 
 
 class StreamCall(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
 from hostline.errors import InvalidArgumentError, InvalidResultError, NoCredentialsError
+from hostline.rpc.attachments import ArrivedValues, UnclaimedError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
@@ -42,7 +43,14 @@ class Refusal(NamedTuple):
     message: str
 
 
-def bind(method: Method, payload: bytes, is_named: bool, context: Context | None, items: Any = None) -> Invocation:
+def bind(
+    method: Method,
+    payload: bytes,
+    is_named: bool,
+    context: Context | None,
+    items: Any = None,
+    arrived: ArrivedValues | None = None,
+) -> Invocation:
     """Check a call's arguments and put them in place.
 
     Args:
@@ -51,14 +59,20 @@ def bind(method: Method, payload: bytes, is_named: bool, context: Context | None
         is_named: Whether some are named.
         context: The call's context, where the method asks for it.
         items: What to iterate for the argument that is a stream, where the method has one.
+        arrived: The descriptors and buffers that came with the call, if any.
 
     Raises:
         InvalidArgumentError: An argument is wrong; the handler must not run.
     """
     try:
-        args, keywords = method.signature.decode(payload, is_named)
+        if arrived is None:
+            args, keywords = method.signature.decode(payload, is_named)
+        else:
+            args, keywords = arrived.read(lambda: method.signature.decode(payload, is_named))
     except InvalidArgumentError:
         raise
+    except UnclaimedError as error:
+        raise InvalidArgumentError(str(error)) from error
     except Exception as error:  # a type's own check failed; that is no verdict on the caller's value
         return _failing(method, error)
     if items is not None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar, overload
 
+from hostline.rpc.attachments import kinds_allowed
 from hostline.rpc.context import Context
 from hostline.unix.credentials import Peers
 from hostline.wire.codec import MethodEntry
@@ -46,12 +47,14 @@ class Method:
         is_idempotent: Whether running it twice does no harm, so that a client may repeat it by itself.
         allow: Who may call it, beside the service's own rule; None for everybody that is connected.
         context_name: The parameter that takes the `Context`, or None.
+        fd_kinds: The kinds of descriptor that its arguments allow.
     """
 
     __slots__ = (
         "allow",
         "context_name",
         "execution",
+        "fd_kinds",
         "function",
         "is_idempotent",
         "name",
@@ -81,12 +84,20 @@ class Method:
                 raise TypeError(f"method {self.name}: raises= holds {error!r}, which is not an exception class")
         self.is_idempotent = idempotent
         self.allow = allow
+        self.fd_kinds = frozenset[str]().union(*(kinds_allowed(p.annotation) for p in self.signature.parameters))
 
     @property
     def entry(self) -> MethodEntry:
         """What the server's hello says of this method."""
         signature = self.signature
-        return MethodEntry(self.name, self.is_idempotent, signature.streams_result, signature.stream is not None)
+        return MethodEntry(
+            self.name,
+            self.is_idempotent,
+            signature.streams_result,
+            signature.stream is not None,
+            signature.takes_attached,
+            signature.gives_attached,
+        )
 
     def declared_name(self, error: BaseException) -> str | None:
         """Return the name under which callers see `error`, or None if the method does not declare it."""

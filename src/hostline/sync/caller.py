@@ -11,9 +11,10 @@ import socket
 from typing import Any, Final
 
 from hostline.clock import Deadline, poll_milliseconds
-from hostline.errors import RemoteProtocolError, SocketTimeoutError, UnavailableError
+from hostline.errors import OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
+from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.calling import (
     BrokenCallError,
     LineSettings,
@@ -23,6 +24,9 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
+from hostline.unix.options import allow_fds
+from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.wire.attached import Attached
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -59,7 +63,9 @@ class Caller:
             poll = select.poll()
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
-            self.protocol = ClientConnection(program_name(), settings.max_frame_size)
+            self.protocol = ClientConnection(
+                program_name(), settings.max_frame_size, Attachments, settings.has_descriptors
+            )
         except BaseException:
             self.close()
             raise
@@ -94,6 +100,8 @@ class Caller:
             reason = f"connected, but no hello within {settings.connect_timeout:g} seconds"
             raise SocketTimeoutError("connect", "stream", where, None, reason) from None
         self._is_cut_off = False
+        if self.protocol.max_fds:
+            allow_fds(self._sock)
 
     def call(
         self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
@@ -125,6 +133,9 @@ class Caller:
             if is_whole:
                 self._send_best(self.protocol.cancel(call_id))
             raise deadline_error(method, seconds) from None
+        except OverloadedError:
+            self.protocol.forget(call_id)
+            raise
 
     def start(
         self,
@@ -141,7 +152,11 @@ class Caller:
             TimeoutError: The deadline passed first; the connection is dirty.
         """
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
-        self._send(frame, deadline)
+        try:
+            self._send(frame, deadline)
+        except OverloadedError:
+            self.protocol.forget(call_id)
+            raise
         return call_id
 
     def read(self, deadline: Deadline) -> list[Answer]:
@@ -158,6 +173,7 @@ class Caller:
             raise BrokenCallError("the connection was cut off", was_sent=True)
         answers: list[Answer] = []
         rest = memoryview(data)
+        fds = data.fds if isinstance(data, Attached) else []
         poll = select.poll()
         poll.register(fd, select.POLLIN | select.POLLOUT)
         try:
@@ -169,9 +185,15 @@ class Caller:
                     answers += self._receive(deadline)
                 if not rest:
                     return answers
-                rest = rest[self._send_some(rest) :]
+                sent = self._send_some(rest, fds)
+                rest = rest[sent:]
+                if sent:
+                    close_all(fds)
+                    fds = []
                 if not rest:
                     return answers
+        except OverloadedError:
+            raise  # nothing of it was sent
         except (BrokenCallError, TimeoutError):
             self._is_cut_off = True  # perhaps in the middle of a frame: nothing more is sent here
             if answers:
@@ -180,9 +202,13 @@ class Caller:
         except BaseException:
             self._is_cut_off = True
             raise
+        finally:
+            close_all(fds)
 
-    def _send_some(self, data: memoryview) -> int:
+    def _send_some(self, data: memoryview, fds: list[Fd]) -> int:
         try:
+            if fds:
+                return send_attached(self._sock, [data], fds)
             return self._sock.send(data, _SEND_FLAGS)
         except BlockingIOError:
             return 0
@@ -201,8 +227,35 @@ class Caller:
 
     def _send(self, data: bytes | bytearray | memoryview, deadline: Deadline) -> None:
         """Send all of `data`; BrokenCallError tells whether any of it left, TimeoutError that the deadline passed."""
+        if type(data) is Attached:
+            self._send_attached(data, deadline)
+            return
+        self._send_plain(data, deadline, is_first=True)
+
+    def _send_attached(self, frame: Attached, deadline: Deadline) -> None:
+        """Send a frame with its descriptors, and close those: they have left, or never will."""
+        try:
+            sent = 0
+            while not sent:
+                try:
+                    sent = send_attached(self._sock, [frame], frame.fds)
+                except BlockingIOError:
+                    self._wait_for_room(deadline)
+                except OSError as error:
+                    raise BrokenCallError("the server closed the connection", was_sent=False) from error
+        finally:
+            close_all(frame.fds)
+        if sent < len(frame):
+            self._send_plain(memoryview(frame)[sent:], deadline, is_first=False)
+
+    def _wait_for_room(self, deadline: Deadline) -> None:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLOUT)
+        if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
+            raise TimeoutError from None
+
+    def _send_plain(self, data: bytes | bytearray | memoryview, deadline: Deadline, *, is_first: bool) -> None:
         rest: bytes | bytearray | memoryview = data
-        poll: select.poll | None = None
         while True:
             try:
                 sent = self._sock.send(rest, _SEND_FLAGS)
@@ -210,27 +263,29 @@ class Caller:
                     return
                 rest = memoryview(rest)[sent:]
             except BlockingIOError:
-                if poll is None:
-                    poll = select.poll()
-                    poll.register(self._sock.fileno(), select.POLLOUT)
-                if not poll.poll(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
-                    raise TimeoutError from None
+                self._wait_for_room(deadline)
             except OSError as error:
-                raise BrokenCallError("the server closed the connection", was_sent=rest is not data) from error
+                was_sent = rest is not data or not is_first
+                raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
 
     def _receive(self, deadline: Deadline) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
         if not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
+        protocol = self.protocol
+        fds: list[Fd] | None = None
         try:
-            data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            if protocol.max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, protocol.max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
-        answers = self.protocol.receive_data(data)
+        answers = protocol.receive_data(data, fds)
         try:
             for reply in self.protocol.data_to_send():
                 self._send(reply, deadline)
@@ -246,9 +301,12 @@ class Caller:
         self._is_cut_off = True
         left = self._rest_size
         try:
-            while left > 0 and not answers and (data := self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)):
+            while left > 0 and not answers:
+                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+                if not data:
+                    break
                 left -= len(data)
-                answers += self.protocol.receive_data(data)
+                answers += self.protocol.receive_data(data, fds)
         except (OSError, RemoteProtocolError):
             pass  # nothing more can be known
         return answers

@@ -124,7 +124,7 @@ class Stream(Generic[T]):
                 self._advance(caller)
             frame = self._frames.popleft()
             if frame.kind == _ITEM:
-                credit = caller.protocol.taken(self._call_id, len(frame.payload))
+                credit = caller.protocol.taken(self._call_id, frame.cost)
                 if credit and not self._is_answered:
                     self._take(caller.send_and_read(credit, call.deadline))
             return frame

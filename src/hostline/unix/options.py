@@ -17,6 +17,7 @@ from hostline.unix.oserrors import translate
 
 __all__ = [
     "allow_credentials",
+    "allow_fds",
     "check_target",
     "check_unix",
     "checked_max_fds",
@@ -93,6 +94,15 @@ def disallow_fds(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def allow_fds(sock: socket.socket) -> None:
+    """Take `disallow_fds` back: from now on descriptors may be sent to this socket."""
+    if _IS_LINUX:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 1)
+        except OSError:
+            pass  # this kernel does not know the option, so that nothing was disallowed
 
 
 KERNEL_TYPES: dict[str, int] = {

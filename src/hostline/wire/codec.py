@@ -6,6 +6,7 @@ CALL      [time left in microseconds, 8 bytes, if flag DEADLINE], then an array 
           if flag STREAM, one argument is nil and its items follow in frames of their own
 REPLY     the result
 ITEM      one item of a stream, a result's or an argument's
+          (in these three, descriptors and large buffers are extensions: see attached.py)
 CREDIT    bytes of items that the other side may send beyond what it may already, 4 bytes
 ERROR     an array: code, name, message
 GOAWAY    an array: code, reason, the highest call id that is still answered
@@ -24,6 +25,7 @@ import msgspec
 
 from hostline.errors import InvalidArgumentError, InvalidResultError, LocalProtocolError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.wire.attached import Attach, Attached, decoder_for, encode_into
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
 
@@ -51,6 +53,7 @@ __all__ = [
     "encode_item",
     "encode_reply",
     "hello_version",
+    "own_features",
     "result_decoder",
     "split_call",
 ]
@@ -59,7 +62,7 @@ MAGIC: Final = b"hostline"
 VERSION: Final = 1
 
 # Names of optional parts both sides know. An unknown name is ignored, so a later version may add to it.
-FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "ping", "streams")
+FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "descriptors", "ping", "streams")
 
 # Bounds on texts, in bytes of UTF-8. With these, every error and every farewell fits into the smallest
 # `max_frame_size` that a peer may name; a hello's features and program are kept as long as its connection.
@@ -70,6 +73,8 @@ _MAX_PROGRAM: Final = 256
 _BESIDE_MESSAGE: Final = 256  # code, name and MessagePack's own bytes in an ERROR
 
 _TIME_LEFT: Final = struct.Struct("<Q")
+_FD_COUNT: Final = struct.Struct("<H")
+_FD_COUNT_AT: Final = 6  # its offset in the header
 _CREDIT: Final = struct.Struct("<I")
 _LONGEST: Final = 1.8e13  # seconds whose microseconds still fit into 64 bits
 
@@ -85,6 +90,11 @@ _STREAM: Final = int(Flag.STREAM)
 _ITEM: Final = int(Kind.ITEM)
 
 
+def own_features(has_descriptors: bool) -> list[str]:
+    """Return what this side names in its hello, with or without descriptors."""
+    return [name for name in FEATURES if has_descriptors or name != "descriptors"]
+
+
 class ClientHello(msgspec.Struct, kw_only=True):
     """Introduce the client: protocol version, features, the largest payload it takes in bytes, its program."""
 
@@ -95,15 +105,17 @@ class ClientHello(msgspec.Struct, kw_only=True):
 
 
 class MethodEntry(msgspec.Struct, array_like=True, frozen=True):
-    """Tell one method's name, whether repeating a call does no harm, and whether its result or an argument is a stream.
+    """Tell one method's name, whether repeating a call does no harm, and what is special in its arguments and result.
 
-    Its number is its place in the list.
+    Either may be a stream, and either may hold descriptors or buffers. The method's number is its place in the list.
     """
 
     name: str
     is_idempotent: bool = False
     streams_result: bool = False
     streams_argument: bool = False
+    takes_descriptors: bool = False
+    gives_descriptors: bool = False
 
 
 class ServerHello(msgspec.Struct, kw_only=True):
@@ -167,7 +179,6 @@ class _AnyHello(msgspec.Struct):
 Hello = TypeVar("Hello", ClientHello, ServerHello)
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_encode_into = _encoder.encode_into
 _pack_header = HEADER.pack_into
 _failure_decoder: Final = msgspec.msgpack.Decoder(Failure)
 _farewell_decoder: Final = msgspec.msgpack.Decoder(Farewell)
@@ -225,6 +236,7 @@ def encode_call(
     time_left: float | None = None,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     has_items: bool = False,
+    attach: Attach | None = None,
 ) -> bytearray:
     """Return a CALL frame.
 
@@ -236,6 +248,7 @@ def encode_call(
         time_left: Seconds until the caller stops waiting, or None.
         max_frame_size: The largest payload the server takes, in bytes.
         has_items: Whether an argument is a stream, whose items follow; None stands at its place.
+        attach: Takes descriptors and buffers out, where the method takes them.
 
     Raises:
         InvalidArgumentError: An argument cannot be encoded, or all of them together exceed the frame.
@@ -251,18 +264,36 @@ def encode_call(
     try:
         if keywords:
             flags |= _NAMED
-            _encode_into((args, keywords), buffer, len(buffer))
+            encode_into((args, keywords), buffer, len(buffer), attach)
         else:
-            _encode_into(args, buffer, len(buffer))
+            encode_into(args, buffer, len(buffer), attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
     if has_items:
         flags |= _STREAM
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
-        raise InvalidArgumentError(f"arguments of {size} bytes exceed max_frame_size {max_frame_size}")
+        _drop(attach)
+        raise InvalidArgumentError(
+            f"arguments of {size} bytes exceed max_frame_size {max_frame_size}: large ones travel as hostline.Buffer"
+        )
     _pack_header(buffer, 0, size, _CALL, flags, 0, call_id, method)
-    return buffer
+    return _with_descriptors(buffer, attach) if attach is not None else buffer
+
+
+def _with_descriptors(buffer: bytearray, attach: Attach) -> bytearray:
+    """Return a frame together with the descriptors that were taken out of what it holds."""
+    if not attach.fds:
+        return buffer
+    _FD_COUNT.pack_into(buffer, _FD_COUNT_AT, len(attach.fds))
+    frame = Attached(buffer)
+    frame.fds = attach.fds
+    return frame
+
+
+def _drop(attach: Attach | None) -> None:
+    if attach is not None:
+        attach.discard()
 
 
 def _outermost(time_left: float) -> int:
@@ -276,7 +307,7 @@ def split_call(frame: Frame) -> tuple[float | None, bytes, bool]:
     Raises:
         RemoteProtocolError: The payload is too short for its flags.
     """
-    _, flags, _, _, _, payload = frame
+    _, flags, _, _, _, payload, _ = frame
     if not flags:
         return None, payload, False
     time_left = None
@@ -288,22 +319,27 @@ def split_call(frame: Frame) -> tuple[float | None, bytes, bool]:
     return time_left, payload, flags & _NAMED != 0
 
 
-def encode_reply(call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> bytearray:
-    """Return a REPLY frame.
+def encode_reply(
+    call_id: int, result: Any, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE, attach: Attach | None = None
+) -> bytearray:
+    """Return a REPLY frame; `attach` takes descriptors and buffers out, where the method gives them.
 
     Raises:
         InvalidResultError: The result cannot be encoded or exceeds the frame.
     """
     buffer = bytearray(HEADER_SIZE)
     try:
-        _encode_into(result, buffer, HEADER_SIZE)
+        encode_into(result, buffer, HEADER_SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
-        raise InvalidResultError(f"result of {size} bytes exceeds max_frame_size {max_frame_size}")
+        _drop(attach)
+        raise InvalidResultError(
+            f"result of {size} bytes exceeds max_frame_size {max_frame_size}: large ones travel as hostline.Buffer"
+        )
     _pack_header(buffer, 0, size, _REPLY, 0, 0, call_id, 0)
-    return buffer
+    return _with_descriptors(buffer, attach) if attach is not None else buffer
 
 
 def encode_item(
@@ -311,6 +347,7 @@ def encode_item(
     item: Any,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     refusal: type[InvalidArgumentError] | type[InvalidResultError] = InvalidResultError,
+    attach: Attach | None = None,
 ) -> bytearray:
     """Return an ITEM frame.
 
@@ -319,20 +356,22 @@ def encode_item(
         item: Anything msgspec can encode.
         max_frame_size: The largest payload the other side takes, in bytes.
         refusal: What to raise.
+        attach: Takes descriptors and buffers out, where the stream has them.
 
     Raises:
         InvalidResultError: The item cannot be encoded or exceeds the frame; `refusal` if given.
     """
     buffer = bytearray(HEADER_SIZE)
     try:
-        _encode_into(item, buffer, HEADER_SIZE)
+        encode_into(item, buffer, HEADER_SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise refusal(f"item cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
+        _drop(attach)
         raise refusal(f"item of {size} bytes exceeds max_frame_size {max_frame_size}")
     _pack_header(buffer, 0, size, _ITEM, 0, 0, call_id, 0)
-    return buffer
+    return _with_descriptors(buffer, attach) if attach is not None else buffer
 
 
 def encode_credit(call_id: int, amount: int) -> bytes:
@@ -353,7 +392,7 @@ def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]
     from hostline.wire.schema import check_decodable, extent_of
 
     check_decodable(returns)
-    return msgspec.msgpack.Decoder(returns), extent_of(returns)
+    return decoder_for(returns), extent_of(returns)
 
 
 def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:

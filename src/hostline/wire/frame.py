@@ -8,17 +8,18 @@
     8       4     call id (0: the frame is about the connection)
     12      4     method number (calls only, otherwise 0)
 
-The decoder knows the form of frames and their bounds. Which frame may come when is for protocol/connection.py.
+The decoder knows the form of frames and their bounds. Which frame may come when is for protocol/connection/.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, FD_COST, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
 
 __all__ = [
     "FLAGS",
@@ -72,6 +73,7 @@ FLAGS: Final[dict[int, int]] = {
 # Frames about the connection as a whole have call id 0, all others name a call; these have no payload. Whatever a field
 # may not hold is a violation, for the same reason as unknown flags.
 _ABOUT_CONNECTION: Final = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.GOAWAY})
+_WITH_FDS: Final = frozenset({Kind.CALL, Kind.REPLY, Kind.ITEM})
 _WITHOUT_PAYLOAD: Final = frozenset({Kind.END, Kind.CANCEL, Kind.PING, Kind.PONG})
 
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
@@ -91,6 +93,7 @@ class Frame(NamedTuple):
         call_id: The call it is about, or 0.
         method: The method's number, for calls.
         payload: The bytes after the header.
+        fds: Owners of the descriptors that came with it.
     """
 
     kind: int
@@ -99,6 +102,12 @@ class Frame(NamedTuple):
     call_id: int
     method: int
     payload: bytes
+    fds: Sequence[Any] = ()
+
+    @property
+    def cost(self) -> int:
+        """What an ITEM takes of its stream's credit beside the header, in bytes."""
+        return len(self.payload) + FD_COST * self.fd_count
 
 
 def encode_frame(
@@ -133,16 +142,23 @@ class FrameDecoder:
     Until `expect_frames` the bound is that of a hello, so a peer that has not introduced itself cannot make
     the other side hold more.
 
+    Descriptors belong to the frame with whose first byte they came. The kernel ends a read where a message with
+    descriptors ends, so that those of one read are for one frame, which begins in this read and announces as many.
+
     Args:
         max_frame_size: Largest payload in bytes after the hello.
+        max_fds: Descriptors that one frame may bring.
 
     Attributes:
         frame_count: Frames completed so far.
+        max_fds: As given; it may change between frames.
     """
 
-    __slots__ = ("_buffer", "_has_met", "_limit", "_max_frame_size", "_needed", "frame_count")
+    __slots__ = ("_buffer", "_has_met", "_held", "_limit", "_max_frame_size", "_needed", "frame_count", "max_fds")
 
-    def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
+    def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE, max_fds: int = 0) -> None:
+        self.max_fds = max_fds
+        self._held: Sequence[Any] = ()  # what came with the first byte of the frame that is not complete
         self._max_frame_size = max_frame_size
         self._limit = MAX_HELLO_SIZE
         self._has_met = False
@@ -160,22 +176,26 @@ class FrameDecoder:
         self._limit = self._max_frame_size
         self._has_met = True
 
-    def receive_data(self, data: bytes) -> list[Frame]:
+    def receive_data(self, data: bytes, fds: list[Any] | None = None) -> list[Frame]:
         """Return the frames that `data` completes, in order.
 
         Args:
             data: Bytes as they came from the socket, any number of them.
+            fds: Owners of the descriptors that came with them, if any.
 
         Raises:
-            RemoteProtocolError: A header is malformed or breaks a bound. The decoder is of no use afterwards.
+            RemoteProtocolError: A header is malformed or breaks a bound, or descriptors came that no frame announced,
+                or not those that one did. The decoder is of no use afterwards.
         """
         buffer = self._buffer
-        if buffer:
+        is_new = not buffer  # whether what stands first in `data` also begins in this read
+        if not is_new:
             buffer += data
-            if len(buffer) < self._needed:
+            if len(buffer) < self._needed and not fds:
                 return []
             data = bytes(buffer)
             buffer.clear()
+        held, self._held = self._held, ()
         frames: list[Frame] = []
         size = len(data)
         start = 0
@@ -191,25 +211,38 @@ class FrameDecoder:
                 or (method and kind != _CALL)
             ):
                 self._check(length, kind, flags, fd_count, call_id, method)
+            if fd_count or held:
+                if start or is_new:
+                    held, fds = fds or (), None
+                _match(fd_count, held)
             end = start + HEADER_SIZE + length
             if end > size:
-                self._keep(data, start, end - start)
-                self.frame_count += len(frames)
-                return frames
+                break
             payload = data[start + HEADER_SIZE : end]
-            frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload)))
+            frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
+            if held:
+                held = ()
             start = end
             if kind == _HELLO:
                 self.expect_frames()
-        if start < size:
-            self._keep(data, start, HEADER_SIZE)
         self.frame_count += len(frames)
+        if start < size:
+            self._keep(data, start, held, fds, is_new=bool(start or is_new))
+        elif fds:
+            raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         return frames
 
-    def _keep(self, data: bytes, start: int, needed: int) -> None:
-        """Hold the rest of `data` until `needed` bytes are there."""
+    def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool) -> None:
+        """Hold the rest of `data`, and its descriptors, until its frame is there."""
         self._buffer += data[start:] if start else data
-        self._needed = needed
+        self._needed = HEADER_SIZE
+        if len(data) - start >= HEADER_SIZE:
+            self._needed += HEADER.unpack_from(data, start)[0]
+        elif is_new and fds:
+            held, fds = fds, None  # its header will tell how many it announces
+        if fds:
+            raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
+        self._held = held
 
     def _check(self, length: int, kind: int, flags: int, fd_count: int, call_id: int, method: int) -> None:
         if not 1 <= kind <= 11:
@@ -220,8 +253,10 @@ class FrameDecoder:
             raise RemoteProtocolError(f"{name} frame of {length} bytes exceeds {bound} {self._limit}")
         if flags & ~FLAGS[kind]:
             raise RemoteProtocolError(f"flags {flags:#04x} are not defined for {name} frames")
-        if fd_count:
+        if fd_count and (kind not in _WITH_FDS or not self.max_fds):
             raise RemoteProtocolError(f"{name} frame announces {fd_count} descriptors where none are accepted")
+        if fd_count > self.max_fds:
+            raise RemoteProtocolError(f"{name} frame announces {fd_count} descriptors and exceeds {self.max_fds}")
         if length and kind in _WITHOUT_PAYLOAD:
             raise RemoteProtocolError(f"{name} frame has a payload of {length} bytes where none belongs")
         if method and kind != _CALL:
@@ -229,3 +264,8 @@ class FrameDecoder:
         if (call_id != 0) is (kind in _ABOUT_CONNECTION):
             why = "must name a call" if call_id == 0 else "is about the connection, whose id is 0"
             raise RemoteProtocolError(f"{name} frame has call id {call_id}: it {why}")
+
+
+def _match(announced: int, came: Sequence[Any]) -> None:
+    if len(came) != announced:
+        raise RemoteProtocolError(f"frame announces {announced} descriptors, and {len(came)} came with it")

@@ -22,9 +22,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from hostline.errors import InvalidArgumentError, RemoteProtocolError
+from hostline.wire.attached import attached_schema, decoder_for, is_attached
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 
-__all__ = ["Parameter", "Signature", "check_decodable", "extent_of", "item_type", "json_schemas"]
+__all__ = [
+    "Parameter",
+    "Signature",
+    "check_decodable",
+    "extent_of",
+    "holds_attached",
+    "item_type",
+    "json_schemas",
+    "types_inside",
+]
 
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _PATH: Final = re.compile(r" - at ((?:`key` in )*)`\$(?:\[(\d+)\]|\.(\w+))([^`]*)`\Z")
@@ -75,6 +85,8 @@ class Signature:
         returns: The annotated result type; of a stream, that of its items.
         streams_result: Whether the result is a stream.
         stream: The parameter that is one, or None; its annotation is that of its items.
+        takes_attached: Whether an argument may hold descriptors or buffers.
+        gives_attached: Whether the result may.
 
     Raises:
         TypeError: A parameter lacks an annotation, is variadic, or has a type that msgspec cannot decode.
@@ -148,7 +160,9 @@ class Signature:
             items = [] if self.stream is None else [self.stream.annotation]
             for annotation in (self.returns, *items):
                 if annotation is not Any:
-                    msgspec.msgpack.Decoder(annotation)
+                    decoder_for(annotation)
+            self.takes_attached = any(holds_attached(p.annotation) for p in self.parameters)
+            self.gives_attached = holds_attached(self.returns)
         except TypeError as error:
             raise TypeError(f"method {owner}: {error}") from error
 
@@ -317,13 +331,28 @@ def check_decodable(annotation: Any) -> None:
         TypeError: Names the type, which may be one inside.
     """
     for info in _walk_types(msgspec.inspect.type_info(annotation)):
-        if isinstance(info, msgspec.inspect.CustomType):
+        if isinstance(info, msgspec.inspect.CustomType) and not is_attached(info.cls):
             name = f"{info.cls.__module__}.{info.cls.__qualname__}"
             raise TypeError(f"type {name} is not supported: nothing can be decoded into it")
 
 
+def holds_attached(annotation: Any) -> bool:
+    """Say whether a type may hold values that travel beside the payload; untyped values hold none."""
+    return any(
+        isinstance(info, msgspec.inspect.CustomType) and is_attached(info.cls) for info in types_inside(annotation)
+    )
+
+
+def types_inside(annotation: Any) -> list[msgspec.inspect.Type]:
+    """Return what msgspec knows of a type and of every type inside it, each once; nothing of what it does not know."""
+    try:
+        return _walk_types(msgspec.inspect.type_info(annotation))
+    except TypeError:
+        return []
+
+
 def _decoder(fields: list[Any], *, is_array: bool) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(
+    return decoder_for(
         msgspec.defstruct("Arguments", fields, array_like=is_array, kw_only=not is_array, forbid_unknown_fields=True)
     )
 
@@ -410,5 +439,7 @@ def _walk_types(info: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
 
 def json_schemas(types_: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the JSON Schema of each type, and the definitions they refer to by `#/$defs/NAME`."""
-    schemas, components = msgspec.json.schema_components(types_, ref_template="#/$defs/{name}")
+    schemas, components = msgspec.json.schema_components(
+        types_, schema_hook=attached_schema, ref_template="#/$defs/{name}"
+    )
     return list(schemas), dict(components)

@@ -22,11 +22,17 @@ from hostline.errors import (
 from hostline.limits import MAX_CALLS_PER_CONNECTION
 from hostline.protocol.admission import Verdict
 from hostline.protocol.connection import ServerConnection
+from hostline.protocol.outgoing import close_attached
+from hostline.rpc.attachments import Attachments
 from hostline.rpc.context import Context
-from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
+from hostline.rpc.dispatch import Invocation, describe_failure, logger
 from hostline.rpc.service import Execution, Method
+from hostline.unix.credentials import Peer
+from hostline.unix.passing.descriptors import close_all
+from hostline.unix.passing.memory import Buffer
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
 from hostline.wire.frame import Flag, Frame, Kind
+from hostline.wire.schema import holds_attached
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -37,6 +43,9 @@ __all__ = ["Calls"]
 _CREDIT: Final = int(Kind.CREDIT)
 _ITEM: Final = int(Kind.ITEM)
 _STREAM: Final = int(Flag.STREAM)
+
+# What a handler may return as a buffer beside one.
+_BYTES: Final = (bytes, bytearray, memoryview)
 
 # How a handler ends that was told to: no failure of its own.
 _ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
@@ -62,6 +71,11 @@ class Calls:
         self._server = server
         self._loop = server.loop
         self._protocol = protocol
+
+    @property
+    def peer(self) -> Peer:
+        """Who calls."""
+        return self._session.peer
 
     @property
     def max_reply_size(self) -> int:
@@ -109,11 +123,14 @@ class Calls:
             self._server.counts.overloaded += 1
             self.fail(call_id, ErrorCode.OVERLOADED, f"{MAX_CALLS_PER_CONNECTION} calls are open on this connection")
             return
-        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
-        if method.execution is Execution.INLINE:
-            self._run_inline(method, call_id, payload, is_named, deadline)
+        if frame.fds and not method.signature.takes_attached:
+            self._refuse_fds(frame, method)
             return
-        call = RunningCall(self, call_id, method, payload, is_named, deadline)
+        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
+        call = RunningCall(self, call_id, method, payload, is_named, deadline, frame.fds)
+        if method.execution is Execution.INLINE:
+            self._run_inline(call)
+            return
         if method.signature.streams_result:
             call.outlet = Outlet(call, self._loop)
         if stream is not None:
@@ -122,6 +139,7 @@ class Calls:
         verdict = self._server.admission.arrive(self._session, call_id, call)
         if verdict is Verdict.OVERLOADED:
             self._server.counts.overloaded += 1
+            close_all(frame.fds)
             self.fail(call_id, ErrorCode.OVERLOADED, self._server.overload_text)
             return
         self.open[call_id] = call
@@ -137,7 +155,7 @@ class Calls:
             return
         call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline)
         try:
-            invocation = bind(call.method, call.payload, call.is_named, call.context, call.inlet)
+            invocation = self._server.mapped.bind(call)
         except InvalidArgumentError as error:
             self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
             return
@@ -159,11 +177,13 @@ class Calls:
         self._server.release_slot_soon()
         self.fail(call.call_id, code, message)
 
-    def _run_inline(self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline) -> None:
+    def _run_inline(self, call: RunningCall) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
-        context = Context(self._session.peer, method.name, call_id, deadline) if method.context_name else None
+        method, call_id = call.method, call.call_id
+        if method.context_name:
+            call.context = Context(self.peer, method.name, call_id, call.deadline)
         try:
-            invocation = bind(method, payload, is_named, context)
+            invocation = self._server.mapped.bind(call)
         except InvalidArgumentError as error:
             self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
             return
@@ -175,6 +195,27 @@ class Calls:
             self._answer_failure(method, call_id, error)
         else:
             self._answer(method, call_id, result)
+        if call.mapped:
+            self._server.mapped.release(call)
+
+    def _refuse_fds(self, frame: Frame, method: Method) -> None:
+        """Cut off a peer that sends descriptors where the hello said that none are taken."""
+        close_all(frame.fds)
+        self._session.violate(RemoteProtocolError(f"{len(frame.fds)} descriptors with {method.name}, which takes none"))
+
+    def attachments(self, method: Method, value: Any) -> tuple[Any, Attachments | None]:
+        """Return a result or an item as it is to be encoded, and what takes descriptors and buffers out of it."""
+        if not method.signature.gives_attached:
+            return value, None
+        if method.signature.returns is Buffer and type(value) in _BYTES:
+            value = Buffer(value)
+        return value, Attachments(self._protocol.max_reply_size, self._protocol.takes_descriptors)
+
+    def lose_item(self, call_id: int, error: CallError) -> None:
+        """End a call whose item could not be sent."""
+        call = self.open.get(call_id)
+        if call is not None:
+            self._abort(call, ErrorCode.OVERLOADED, error)
 
     def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
         """Run a `def` handler; in a worker thread."""
@@ -208,6 +249,8 @@ class Calls:
         self._server.release_slot()
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        if call.mapped:
+            self._server.mapped.release(call)
         if call.is_ended:
             if failure is not None and not isinstance(failure, _ENDED) and not call.was_told(failure):
                 # Nobody waits for the answer any more; the log is where a service that always fails late is seen.
@@ -233,6 +276,8 @@ class Calls:
             self._protocol.item(call.call_id, frame)
             self._session.note_queued(len(frame))
             self._session.flush_soon()
+        else:
+            close_attached(frame)
 
     def item_taken(self, call: RunningCall, size: int) -> None:
         """Note that a handler took an item of its argument, for which its caller may send more."""
@@ -241,7 +286,8 @@ class Calls:
 
     def _answer(self, method: Method, call_id: int, result: Any) -> None:
         try:
-            reply = encode_reply(call_id, result, self._protocol.max_reply_size)
+            result, attach = self.attachments(method, result)
+            reply = encode_reply(call_id, result, self._protocol.max_reply_size, attach)
         except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
             self._answer_failure(method, call_id, error)
             return
@@ -299,6 +345,9 @@ class Calls:
     def _end(self, call: RunningCall) -> None:
         """Take a call off the books: from here on nothing it does is answered."""
         call.is_ended = True
+        if call.fds:
+            close_all(call.fds)
+            call.fds = ()
         self.open.pop(call.call_id, None)
         if call.timer is not None:
             call.timer.cancel()
@@ -308,6 +357,7 @@ class Calls:
         """Take an item, the end of an argument, or credit for a result."""
         call = self.open.get(frame.call_id)
         if call is None:
+            close_all(frame.fds)
             return
         if frame.kind == _CREDIT:
             try:
@@ -318,7 +368,10 @@ class Calls:
                 self._session.violate(error)
         elif call.inlet is not None:
             if frame.kind == _ITEM:
-                call.inlet.deliver(frame.payload)
+                if frame.fds and not holds_attached(call.inlet.annotation):
+                    self._refuse_fds(frame, call.method)
+                    return
+                call.inlet.deliver(frame)
             else:
                 call.inlet.complete()
 

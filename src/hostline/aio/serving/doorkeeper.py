@@ -12,12 +12,13 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from hostline.clock import monotonic
 from hostline.errors import RemoteProtocolError
 from hostline.limits import ACCEPT_BATCH, HANDSHAKE_TIMEOUT
 from hostline.protocol.challenge import NONCE_SIZE, Lobby, ServerChallenge
+from hostline.unix.listening import Bound
 from hostline.unix.loopback.keyfile import KeyFile
 from hostline.unix.sockets import accept_one, has_hung_up
 
@@ -54,6 +55,15 @@ class Doorkeeper:
         self._lobby: Lobby[_Guest] = Lobby()
         self._pause: asyncio.TimerHandle | None = None
         self._is_closed = False
+
+    @classmethod
+    def of(
+        cls, bound: Bound, service: str, admit: Callable[[socket.socket], None], on_acceptable: Callable[[], None]
+    ) -> Self | None:
+        """Return who keeps the door of a listener, or None where the kernel does."""
+        if bound.key is None:
+            return None
+        return cls(bound.sock, bound.key, f"{service} on {bound.address}", admit, on_acceptable)
 
     @property
     def refused_count(self) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hostline.clock import Deadline
 from hostline.rpc.context import Context
 from hostline.rpc.dispatch import Invocation
 from hostline.rpc.service import Method
+from hostline.unix.passing.descriptors import Fd
 
 if TYPE_CHECKING:
     from hostline.aio.serving.calls import Calls
@@ -57,9 +59,11 @@ class RunningCall:
         "calls",
         "context",
         "deadline",
+        "fds",
         "inlet",
         "is_ended",
         "is_named",
+        "mapped",
         "method",
         "outlet",
         "payload",
@@ -68,7 +72,14 @@ class RunningCall:
     )
 
     def __init__(
-        self, calls: Calls, call_id: int, method: Method, payload: bytes, is_named: bool, deadline: Deadline
+        self,
+        calls: Calls,
+        call_id: int,
+        method: Method,
+        payload: bytes,
+        is_named: bool,
+        deadline: Deadline,
+        fds: Sequence[Fd] = (),
     ) -> None:
         self.calls = calls
         self.call_id = call_id
@@ -76,6 +87,8 @@ class RunningCall:
         self.payload = payload
         self.is_named = is_named
         self.deadline = deadline
+        self.fds = fds  # that came with its arguments, until these are decoded
+        self.mapped = 0  # bytes of the buffers among its arguments
         self.context: Context | None = None
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None

@@ -17,14 +17,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hostline.aio.serving.doorkeeper import Doorkeeper
+from hostline.aio.serving.mapped import MappedBuffers
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
-from hostline.limits import (
-    ACCEPT_BATCH,
-    DEFAULT_BACKLOG,
-)
+from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, MAX_FDS_PER_FRAME
 from hostline.protocol.accepting import Accepting
 from hostline.protocol.admission import Admission
 from hostline.protocol.connection import check_frame_size
@@ -37,7 +35,7 @@ from hostline.unix.listening import Bound
 from hostline.unix.loopback.peer import KeyPeer
 from hostline.unix.oserrors import translate
 from hostline.unix.sockets import Accepted, accept_peer
-from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
+from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello, own_features
 
 __all__ = ["Server"]
 
@@ -66,10 +64,15 @@ class Server:
         self.hello = encode_hello(
             ServerHello(
                 service=service.name,
+                features=own_features(bound.key is None),
                 methods=[method.entry for method in self.methods],
                 max_frame_size=self.max_frame_size,
             )
         )
+        takes_fds = any(method.signature.takes_attached for method in self.methods)
+        self.has_descriptors = bound.key is None
+        self.max_fds = MAX_FDS_PER_FRAME if takes_fds and self.has_descriptors else 0
+        self.mapped = MappedBuffers()
         self.counts = CallCounts()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.overload_text = (
@@ -78,10 +81,7 @@ class Server:
         self._bound = bound
         self._allow = allow or bound.rule
         self._accepting = Accepting(bound.address.text)
-        self._door: Doorkeeper | None = None
-        if bound.key is not None:
-            name = f"{service.name} on {bound.address}"
-            self._door = Doorkeeper(bound.sock, bound.key, name, self._let_in, self._on_acceptable)
+        self._door = Doorkeeper.of(bound, service.name, self._let_in, self._on_acceptable)
         self._sessions: set[Session] = set()
         self._by_uid: dict[int, int] = {}
         self._by_method: dict[str, int] = {}
@@ -192,7 +192,7 @@ class Server:
         if self._door is not None:
             self._door.accept()
             return None
-        return accept_peer(self._bound.sock, self._allow, "stream")
+        return accept_peer(self._bound.sock, self._allow, "stream", max_fds=self.max_fds)
 
     def _rest(self, error: OSError) -> None:
         """Descriptors or memory ran out: look away for a while instead of spinning."""

@@ -1,8 +1,10 @@
 """One client's connection at the server: bytes in, calls out to handlers, answers back, all on the loop.
 
-The state machine (protocol/connection.py) says what the bytes mean, the server's admission which calls run. This
+The state machine (protocol/connection/) says what the bytes mean, the server's admission which calls run. This
 module waits, reads, writes and obeys. A session stops reading while its peer has too many calls open or leaves too
 many answers unread, so that a flood stays in the flooder's own socket buffer.
+
+More than 400 lines, because what is read depends on what is left unread, and the other way round.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from hostline.aio.waiting import must_look_again
 from hostline.errors import (
     CallCancelledError,
     DeadlineExceededError,
+    DescriptorError,
+    OverloadedError,
     RemoteProtocolError,
 )
 from hostline.limits import (
+    FDS_IN_FLIGHT_CHECK,
     FRAME_TIMEOUT,
     FRAMES_PER_TURN,
     HANDSHAKE_TIMEOUT,
@@ -28,11 +33,16 @@ from hostline.limits import (
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
-from hostline.protocol.outgoing import Outgoing
+from hostline.protocol.outgoing import Outgoing, close_attached
+from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
+from hostline.unix.options import allow_fds
+from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
-from hostline.wire.codec import GoawayCode
+from hostline.wire.attached import Attached
+from hostline.wire.codec import ErrorCode, GoawayCode, encode_failure
 from hostline.wire.frame import Flag, Frame, Kind
 
 if TYPE_CHECKING:
@@ -69,6 +79,8 @@ class Session:
         "_calls",
         "_check_timer",
         "_fd",
+        "_fds_sent",
+        "_fds_timer",
         "_frame_timer",
         "_handshake_timer",
         "_is_closed",
@@ -79,6 +91,7 @@ class Session:
         "_kept",
         "_looks_again",
         "_loop",
+        "_max_fds",
         "_outgoing",
         "_protocol",
         "_server",
@@ -97,7 +110,12 @@ class Session:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = server.loop
-        self._protocol = ServerConnection(server.hello, server.max_frame_size)
+        self._protocol = ServerConnection(server.hello, server.max_frame_size, server.max_fds, server.has_descriptors)
+        self._max_fds = server.max_fds
+        if server.max_fds:
+            allow_fds(sock)
+        self._fds_sent = FdsInFlight(sock)
+        self._fds_timer: asyncio.TimerHandle | None = None  # set while the peer has to take descriptors first
         self._calls = Calls(self, server, self._protocol)
         self._kept: list[Frame] = []  # read while there was too much open, and not taken yet
         self._outgoing = Outgoing()
@@ -133,9 +151,16 @@ class Session:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_paused or self._is_closed:
             return False
+        fds: list[Fd] | None = None
         try:
-            data = self._sock.recv(READ_SIZE)
+            if self._max_fds:
+                data, fds = recv_attached(self._sock, READ_SIZE, self._max_fds)
+            else:
+                data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
+            return False
+        except DescriptorError as error:
+            self.violate(RemoteProtocolError(error.strerror or str(error)))
             return False
         except OSError:
             self.close()
@@ -144,7 +169,7 @@ class Session:
             self.close()
             return False
         try:
-            frames = self._protocol.receive_data(data)
+            frames = self._protocol.receive_data(data, fds)
         except RemoteProtocolError as error:
             self.violate(error)
             return False
@@ -253,11 +278,11 @@ class Session:
             return
         buffers = self._protocol.data_to_send()
         self._unflushed = 0
-        if len(buffers) == 1 and not self._outgoing.size:
+        if len(buffers) == 1 and not self._outgoing.size and type(buffers[0]) is not Attached:
             buffers = self._send_at_once(buffers[0])
         for buffer in buffers:
             self._outgoing.append(buffer)
-        if self._outgoing.size and not self._is_writing:
+        if self._outgoing.size and not self._is_writing and self._fds_timer is None:
             self._write()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self._regulate()
@@ -278,7 +303,11 @@ class Session:
         outgoing = self._outgoing
         try:
             while outgoing.size:
-                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
+                if fds := outgoing.fds():
+                    if not self._send_attached(fds):
+                        break
+                else:
+                    outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
             if not self._is_writing:
                 self._is_writing = True
@@ -291,6 +320,39 @@ class Session:
             self._is_writing = False
             self._loop.remove_writer(self._fd)
 
+    def _send_attached(self, fds: list[Fd]) -> bool:
+        """Send a frame with descriptors; False if the peer has to take earlier ones first.
+
+        Where the kernel allows this user no more of them, the call fails and nothing else.
+        """
+        outgoing = self._outgoing
+        if not self._fds_sent.has_room(len(fds)):
+            self._fds_timer = self._loop.call_later(FDS_IN_FLIGHT_CHECK, self._send_attached_again)
+            if self._slow_timer is None:
+                text = f"descriptors were not taken for {SLOW_READER_TIMEOUT} seconds"
+                self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
+            return False
+        try:
+            outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
+            self._fds_sent.count(len(fds))
+        except OverloadedError as error:
+            kind, call_id = outgoing.first()
+            self._server.counts.overloaded += 1
+            if kind == _ITEM:
+                outgoing.replace_first(b"")
+                self._loop.call_soon(self._calls.lose_item, call_id, error)
+            else:
+                size = self._protocol.max_reply_size
+                outgoing.replace_first(encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), size))
+        if self._slow_timer is not None and not self.is_held:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+        return True
+
+    def _send_attached_again(self) -> None:
+        self._fds_timer = None
+        self._on_writable()
+
     def _regulate(self) -> None:
         """Hold or resume this peer's calls by how much it leaves unread, and close when it is drained."""
         if self._is_closed:
@@ -302,6 +364,8 @@ class Session:
                 self._server.admission.hold(self)
                 self._calls.hold_streams()
                 text = f"answers were left unread for {SLOW_READER_TIMEOUT} seconds"
+                if self._slow_timer is not None:
+                    self._slow_timer.cancel()
                 self._slow_timer = self._loop.call_later(SLOW_READER_TIMEOUT, self._time_out, text)
         elif self.is_held and self._outgoing.size <= LOW_WATER:
             self.is_held = False
@@ -340,6 +404,10 @@ class Session:
         self.flush()
         self.close()
 
+    def _timers(self) -> tuple[asyncio.Handle | None, ...]:
+        slow, fds = self._slow_timer, self._fds_timer
+        return (self._handshake_timer, self._frame_timer, slow, fds, self._check_timer, self._turn)
+
     def abandon(self) -> None:
         """In a forked child: close the copy of the socket and touch nothing else."""
         self._is_closed = True
@@ -354,10 +422,14 @@ class Session:
             self._loop.remove_reader(self._fd)
         if self._is_writing:
             self._loop.remove_writer(self._fd)
-        for timer in (self._handshake_timer, self._frame_timer, self._slow_timer, self._check_timer, self._turn):
+        for timer in self._timers():
             if timer is not None:
                 timer.cancel()
+        for frame in self._kept:
+            close_all(frame.fds)
         self._kept.clear()
+        for data in self._protocol.data_to_send():
+            close_attached(data)
         self._outgoing.clear()
         self._calls.forget_all()
         self.peer.close()

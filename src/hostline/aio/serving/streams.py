@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from hostline.errors import CallError, InvalidArgumentError, InvalidResultError
 from hostline.limits import ITEMS_PER_TURN, LOW_WATER
-from hostline.protocol.flow import Allowance
+from hostline.protocol.flow import Allowance, item_cost
+from hostline.rpc.attachments import UnclaimedError, read_attached
+from hostline.unix.passing.descriptors import close_all
 from hostline.wire.codec import decode_result, encode_item
-from hostline.wire.frame import HEADER_SIZE
+from hostline.wire.frame import Frame
 from hostline.wire.schema import Parameter
 
 if TYPE_CHECKING:
@@ -140,32 +142,44 @@ class Outlet(_Gate):
         return self.allowance.may_send and not self._is_held and self._handed_over < LOW_WATER
 
     def _pay(self, frame: bytearray) -> None:
-        self.allowance.take(len(frame) - HEADER_SIZE)
+        self.allowance.take(item_cost(frame))
 
     def _encode(self, item: Any) -> bytearray:
-        return encode_item(self.call.call_id, item, self.call.calls.max_reply_size, InvalidResultError)
+        calls, method = self.call.calls, self.call.method
+        item, attach = calls.attachments(method, item)
+        return encode_item(self.call.call_id, item, calls.max_reply_size, InvalidResultError, attach)
 
 
 class Inlet(_Gate):
     """Keep the items of an argument until the handler takes them; see the two classes below.
 
     Attributes:
+        annotation: The type of the items.
         failure: What was raised to the handler for an item of the wrong type, or None.
     """
 
     def __init__(self, call: RunningCall, loop: asyncio.AbstractEventLoop, parameter: Parameter) -> None:
         super().__init__(call, loop)
         self.failure: InvalidArgumentError | None = None
-        self._parameter = parameter
-        self._payloads: deque[bytes] = deque()
+        self.annotation = parameter.annotation
+        self._name = parameter.name
+        self._frames: deque[Frame] = deque()
         self._count = 0
         self._is_complete = False
 
-    def deliver(self, payload: bytes) -> None:
+    def deliver(self, frame: Frame) -> None:
         """Take an item that has arrived."""
         with self.changed:
-            self._payloads.append(payload)
+            self._frames.append(frame)
         self.wake()
+
+    def end(self, reason: CallError | None) -> None:
+        """Let nobody wait any more, and close the descriptors of items that nobody takes."""
+        super().end(reason)
+        with self.changed:
+            for frame in self._frames:
+                close_all(frame.fds)
+            self._frames.clear()
 
     def complete(self) -> None:
         """Note that the caller has sent all."""
@@ -173,13 +187,16 @@ class Inlet(_Gate):
             self._is_complete = True
         self.wake()
 
-    def _decode(self, payload: bytes) -> Any:
+    def _decode(self, frame: Frame) -> Any:
         self._count += 1
+        annotation = self.annotation
         try:
-            return decode_result(payload, self._parameter.annotation)
-        except InvalidResultError as error:
+            if not frame.fds:
+                return decode_result(frame.payload, annotation)
+            return read_attached(frame.fds, annotation, lambda: decode_result(frame.payload, annotation))
+        except (InvalidResultError, UnclaimedError) as error:
             text = str(error).removeprefix("result ")
-            self.failure = InvalidArgumentError(f"argument `{self._parameter.name}`: item {self._count} {text}")
+            self.failure = InvalidArgumentError(f"argument `{self._name}`: item {self._count} {text}")
             raise self.failure from error
 
 
@@ -190,15 +207,15 @@ class TaskInlet(Inlet):
         return self
 
     async def __anext__(self) -> Any:
-        while self.reason is None and not self._payloads:
+        while self.reason is None and not self._frames:
             if self._is_complete:
                 raise StopAsyncIteration
             await self.wait()
         if self.reason is not None:
             raise self.reason
-        payload = self._payloads.popleft()
-        self.call.calls.item_taken(self.call, len(payload))
-        return self._decode(payload)
+        frame = self._frames.popleft()
+        self.call.calls.item_taken(self.call, frame.cost)
+        return self._decode(frame)
 
 
 class WorkerInlet(Inlet):
@@ -209,12 +226,12 @@ class WorkerInlet(Inlet):
 
     def __next__(self) -> Any:
         with self.changed:
-            while self.reason is None and not self._payloads:
+            while self.reason is None and not self._frames:
                 if self._is_complete:
                     raise StopIteration
                 self.changed.wait()
             if self.reason is not None:
                 raise self.reason
-            payload = self._payloads.popleft()
-        self.call_soon(self.call.calls.item_taken, self.call, len(payload))
-        return self._decode(payload)
+            frame = self._frames.popleft()
+        self.call_soon(self.call.calls.item_taken, self.call, frame.cost)
+        return self._decode(frame)

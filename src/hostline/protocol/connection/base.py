@@ -1,0 +1,117 @@
+"""What both sides of a connection share: the state, the decoder, and the frames that answer by themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hostline.errors import LocalProtocolError, RemoteProtocolError
+from hostline.protocol.states import TRANSITIONS, Role, State
+from hostline.wire.frame import Flag, Frame, FrameDecoder, Kind, encode_frame
+
+__all__ = ["Connection"]
+
+_MAX_CALL_ID: Final = 0xFFFF_FFFF
+_NOT_RUN: Final = "the service is leaving; the call was not run"
+
+# What the client gets: the ticket that `call` was given, and the frame that answers it.
+Answer = tuple[Any, Frame]
+
+# Plain integers for the hot path: arithmetic on enum members costs ten times as much.
+_CALL: Final = int(Kind.CALL)
+_REPLY: Final = int(Kind.REPLY)
+_ERROR: Final = int(Kind.ERROR)
+_ANSWERED: Final = (_REPLY, _ERROR)
+_CANCEL: Final = int(Kind.CANCEL)
+_HELLO: Final = int(Kind.HELLO)
+_ITEM: Final = int(Kind.ITEM)
+_END: Final = int(Kind.END)
+_CREDIT: Final = int(Kind.CREDIT)
+_STREAM: Final = int(Flag.STREAM)
+_ABOUT_RUNNING: Final = (_CANCEL, _CREDIT)
+_GOAWAY: Final = int(Kind.GOAWAY)
+_PING: Final = int(Kind.PING)
+
+
+class Connection:
+    """Hold what both roles share: the state, the decoder, and the frames that answer by themselves."""
+
+    role: Role
+
+    def __init__(self, max_frame_size: int, max_fds: int = 0) -> None:
+        self._decoder = FrameDecoder(max_frame_size, max_fds)
+        self._max_frame_size = max_frame_size
+        self._enter(State.OPENING)
+        self._outgoing: list[bytes | bytearray] = []
+        self._has_pong = False
+        self._features: frozenset[str] = frozenset()  # what the peer names: nothing else is used towards it
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a frame has begun to arrive and is not complete."""
+        return self._decoder.is_partial
+
+    @property
+    def frame_count(self) -> int:
+        """Frames that arrived complete so far, of any kind."""
+        return self._decoder.frame_count
+
+    def data_to_send(self) -> list[bytes | bytearray]:
+        """Return the frames to send, in order, and forget them."""
+        outgoing = self._outgoing
+        if outgoing:
+            self._outgoing = []
+            self._has_pong = False
+        return outgoing
+
+    def ping(self) -> None:
+        """Queue a PING.
+
+        Raises:
+            LocalProtocolError: The two sides have not greeted each other, the connection is closed, or the peer does
+                not know the frame.
+        """
+        if self.state is not State.OPEN and self.state is not State.CLOSING:
+            raise LocalProtocolError(f"connection is {self.state.value}: it takes no ping")
+        if "ping" not in self._features:
+            raise LocalProtocolError("the peer does not name the feature 'ping'")
+        self._outgoing.append(encode_frame(Kind.PING))
+
+    def _pong(self) -> None:
+        """Queue one PONG for all the PINGs since the last look: a flood of them must not fill our memory."""
+        if not self._has_pong:
+            self._has_pong = True
+            self._outgoing.append(encode_frame(Kind.PONG))
+
+    def _frames(self, data: bytes, fds: list[Any] | None) -> list[Frame]:
+        """Decode, check each frame against the table and move on.
+
+        Raises:
+            RemoteProtocolError: The bytes or their order break the protocol; the state is CLOSED afterwards.
+        """
+        decoder = self._decoder
+        try:
+            frames = decoder.receive_data(data, fds)
+            for frame in frames:
+                kind = frame[0]
+                following = self._allowed.get(kind)
+                if following is not self.state:
+                    self._follow(kind, following)
+            if self.state is State.CLOSED and decoder.is_partial:
+                raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
+        except RemoteProtocolError:
+            self._enter(State.CLOSED)
+            raise
+        return frames
+
+    def _follow(self, kind: int, following: State | None) -> None:
+        if following is None:
+            name = Kind(kind).name.lower()
+            raise RemoteProtocolError(f"{name} frame is out of place: the {self.role.value} is {self.state.value}")
+        self._enter(following)
+
+    def _enter(self, state: State) -> None:
+        """Take a state, and the row of the table that goes with it."""
+        self.state = state
+        self._allowed = TRANSITIONS[self.role, state]
+        if state is State.CLOSED:
+            self._decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end
