@@ -18,7 +18,8 @@ def stray_socket_files(directory: Path) -> list[str]:
     return [
         str(path)
         for path in sorted(directory.rglob("*"))
-        if (stat.S_ISSOCK(path.lstat().st_mode) or _is_key_file(path)) and path.with_name(path.name + ".lock").exists()
+        if (stat.S_ISSOCK(path.lstat().st_mode) or _is_key_file(path))
+        and path.with_name(path.name.removesuffix(".control") + ".lock").exists()
     ]
 
 

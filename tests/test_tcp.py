@@ -593,6 +593,7 @@ def test_a_peer_by_key_has_no_number_that_a_rule_could_let_pass() -> None:
         ({"allow": Peers(uids=[54321])}, "cannot be checked"),
         ({"allow": Peers()}, "cannot be checked"),
         ({"allow": Peers(gids=[0])}, "cannot be checked"),
+        ({"takeover": True}, "cannot be taken over"),
     ],
 )
 def test_a_rule_that_the_key_cannot_keep_is_refused_at_the_start(

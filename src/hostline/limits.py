@@ -177,6 +177,22 @@ MAX_CONNECTIONS_PER_UID = 4_096
 # Seconds that running calls get to finish after SIGTERM. systemd sends SIGKILL after 90, Docker after 10.
 DEFAULT_GRACE = 8.0
 
+# --- taking over -----------------------------------------------------------------------------------
+
+# Seconds that a successor waits in all for the owner's answers, and that it gets to start once it was given the
+# socket. The owner goes on serving meanwhile; without an end, one that hangs would keep every other from coming.
+TAKEOVER_TIMEOUT = 15.0
+TAKEOVER_READY_TIMEOUT = 10.0
+
+# Seconds that a start with `takeover` keeps trying where the address is held and nobody offers it: between two
+# generations there is a moment without a control socket. And the pause between two tries: each looks at the lock, and
+# may connect to a server that knows nothing of it.
+TAKEOVER_RETRY = 1.0
+TAKEOVER_PAUSE = 0.05
+
+# Connections to one control socket at once. Only this user and root get that far.
+MAX_SUCCESSORS = 8
+
 # --- the blocking client's pool ----------------------------------------------------------------------
 
 # Connections kept, connections at most, and seconds after which an unused one above the minimum is closed.

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline
-from hostline.errors import OverloadedError, RemoteProtocolError, UnavailableError
+from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
 from hostline.protocol.connection import ClientConnection
 from hostline.protocol.outgoing import Outgoing
@@ -211,6 +211,9 @@ class Caller:
                 data = self._sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return False
+        except DescriptorError as error:
+            self._violated(RemoteProtocolError(error.strerror or str(error)))
+            return False
         except OSError:
             data = b""
         if not data:
@@ -219,7 +222,7 @@ class Caller:
         try:
             answers = self.protocol.receive_data(data, fds)
         except RemoteProtocolError as error:
-            self.close(str(error), error)
+            self._violated(error)
             return False
         for ticket, frame in answers:
             if not ticket.done():
@@ -230,6 +233,9 @@ class Caller:
         if self.protocol.farewell is not None:
             self._drain()
         return True
+
+    def _violated(self, error: RemoteProtocolError) -> None:
+        self.close(str(error), error)
 
     def _look_for_greeting(self) -> None:
         if self.protocol.farewell is not None:
@@ -329,6 +335,7 @@ class Caller:
                 ruled_out = self.protocol.was_not_run(call_id)
                 ticket.set_exception(error or BrokenCallError(reason, was_sent=was_sent, is_ruled_out=ruled_out))
         self.protocol.in_flight.clear()
+        self.protocol.close_held()
         self._outgoing.clear()
         if self._room is not None:
             self._room.set()

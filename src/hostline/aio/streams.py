@@ -15,6 +15,7 @@ from hostline.aio.caller import Caller
 from hostline.errors import CallCancelledError, ClosedError
 from hostline.limits import ITEMS_PER_TURN
 from hostline.rpc.calling import BrokenCallError, ExpiredError, StreamCall, deadline_error, read_answer, read_item
+from hostline.unix.passing.descriptors import close_all
 from hostline.wire.frame import Frame, Kind
 
 __all__ = ["Stream"]
@@ -197,6 +198,8 @@ def _let_go(
     sender: asyncio.Task[None] | None,
 ) -> None:
     ticket.is_over = True
+    for frame in ticket.frames:
+        close_all(frame.fds)
     if timer is not None:
         timer.cancel()
     if sender is not None:

@@ -29,6 +29,7 @@ class ServerSettings:
         max_frame_size: Largest payload of one frame, in bytes.
         max_connections: Connections at once.
         max_connections_per_uid: Connections at once of one user.
+        offer_takeover: Whether a successor may take the socket over.
     """
 
     concurrency: int = DEFAULT_CONCURRENCY
@@ -38,3 +39,4 @@ class ServerSettings:
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
     max_connections: int = MAX_CONNECTIONS
     max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID
+    offer_takeover: bool = True

@@ -11,7 +11,7 @@ import socket
 from typing import Any, Final
 
 from hostline.clock import Deadline, poll_milliseconds
-from hostline.errors import OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
+from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
@@ -67,7 +67,7 @@ class Caller:
                 program_name(), settings.max_frame_size, Attachments, settings.has_descriptors
             )
         except BaseException:
-            self.close()
+            sock.close()
             raise
 
     def greet(self, settings: LineSettings, deadline: Deadline) -> None:
@@ -218,6 +218,8 @@ class Caller:
     def cancel(self, call_id: int) -> None:
         """Give a call with streams up; what still comes for it is not looked at."""
         self._send_best(self.protocol.cancel(call_id))
+        if self.protocol.max_fds:
+            self._is_cut_off = True  # descriptors that nobody takes would stay on their way to a pooled connection
 
     @property
     def is_usable(self) -> bool:
@@ -281,6 +283,8 @@ class Caller:
                 data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
+        except DescriptorError as error:
+            raise RemoteProtocolError(error.strerror or str(error)) from error
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
@@ -329,4 +333,5 @@ class Caller:
 
     def close(self) -> None:
         """Close the socket; the server cancels what was in flight."""
+        self.protocol.close_held()
         self._sock.close()

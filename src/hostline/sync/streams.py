@@ -17,6 +17,7 @@ from hostline.protocol.connection import Answer
 from hostline.rpc.calling import BrokenCallError, StreamCall, deadline_error, read_answer, read_item
 from hostline.sync.caller import Caller
 from hostline.sync.pool import Loan
+from hostline.unix.passing.descriptors import close_all
 from hostline.wire.frame import Frame, Kind
 
 __all__ = ["Stream"]
@@ -178,6 +179,8 @@ class Stream(Generic[T]):
     def _finish(self) -> None:
         """Let go of everything; a call that has not ended is cancelled."""
         self._is_over = True
+        for frame in self._frames:
+            close_all(frame.fds)
         caller, self._caller = self._caller, None
         if caller is not None and not self._is_answered:
             caller.cancel(self._call_id)

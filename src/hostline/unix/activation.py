@@ -23,7 +23,7 @@ from hostline.unix.address import MAX_FD, InheritedAddress, SocketType
 if TYPE_CHECKING:
     from hostline.unix.listening import Bound
 
-__all__ = ["FIRST_FD", "inherited_socket", "listen_fds", "run_with_sockets"]
+__all__ = ["FIRST_FD", "inherited_socket", "listen_fds", "run_with_sockets", "socket_problem"]
 
 # SD_LISTEN_FDS_START: 0, 1 and 2 are standard input, output and error.
 FIRST_FD = 3
@@ -115,7 +115,7 @@ def inherited_socket(address: InheritedAddress, socket_type: SocketType) -> sock
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise AddressError(address.text, f"descriptor {fd} is not {_or_closed(fd)}") from error
-    problem = _problem(sock, socket_type)
+    problem = socket_problem(sock, socket_type)
     if problem:
         sock.detach()
         raise AddressError(address.text, f"descriptor {fd} {problem}")
@@ -150,7 +150,7 @@ def _find(address: InheritedAddress) -> int:
     raise AddressError(address.text, f"no inherited socket has this name; there are {names}")
 
 
-def _problem(sock: socket.socket, socket_type: SocketType) -> str:
+def socket_problem(sock: socket.socket, socket_type: SocketType) -> str:
     """Say why a socket cannot be listened on as asked; an empty string if it can."""
     if sock.family != socket.AF_UNIX:
         return "is not a Unix socket"

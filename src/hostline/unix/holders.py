@@ -15,6 +15,8 @@ import stat
 import sys
 import threading
 import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hostline.errors import AccessDeniedError, AddressInUseError, NotASocketError, SocketError
@@ -22,7 +24,7 @@ from hostline.unix.credentials import read_peer
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 from hostline.unix.passing.descriptors import Fd, close_all
 
-__all__ = ["Holder", "LockFile", "in_use", "probe", "why_live"]
+__all__ = ["Holder", "LockFile", "close_in_child", "fork_held_back", "in_use", "probe", "why_live"]
 
 # First line of the file. What does not begin with it was not written by us and is locked, but never overwritten.
 _HEADER = b"hostline lock: stays here on purpose, locked while a server runs\n"
@@ -114,8 +116,50 @@ class LockFile:
             fd.close()
         raise SocketError("lock", socket_type, printable(text), None, "the lock file is replaced again and again")
 
+    @classmethod
+    def adopt(cls, fd: Fd, dirfd: int, path: str, socket_type: str) -> LockFile:
+        """Return the lock that an open descriptor from its holder stands for: flock belongs to the open file.
+
+        The caller has seen to it that a forked child closes the descriptor (`close_in_child`).
+
+        Args:
+            fd: The descriptor; on success it is this object's from now on, on failure it stays the caller's.
+            dirfd: The socket file's directory; it stays the caller's.
+            path: The socket file's path.
+            socket_type: For the text of errors.
+
+        Raises:
+            SocketError: It is not this path's lock file, or not its lock.
+        """
+        name, text = f"{os.path.basename(path)}.lock", f"{path}.lock"
+        with translated("take over", socket_type, text):
+            status, there = os.fstat(fd.fileno()), os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+            if (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino):
+                raise SocketError(
+                    "take over", socket_type, printable(text), None, "this is not the lock that was given"
+                )
+            try:
+                # Granted at once to the open file that holds it already, and to no other.
+                fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                reason = "the lock that was given does not hold it"
+                raise SocketError("take over", socket_type, printable(text), error.errno, reason) from error
+        return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor that the lock belongs to; it stays this object's own."""
+        return self._fd.fileno()
+
+    def sign(self) -> None:
+        """Write into the file that this process holds the lock now, which it did not take itself."""
+        status = os.fstat(self._fd.fileno())
+        _write_holder(self._fd.fileno(), _pid_by_kernel(status))
+
     def close(self) -> None:
-        """Release the lock, or in a forked child only let go of it; a second close does nothing."""
+        """Release the lock, or in a forked child only let go of it; a second close does nothing.
+
+        Where another process was given the descriptor, the lock is that one's and stays.
+        """
         self._fd.close()
 
 
@@ -123,6 +167,18 @@ class LockFile:
 # it lives. So it closes every descriptor of a lock file, and no fork comes between the opening and the entry here.
 _lock_fds: weakref.WeakSet[Fd] = weakref.WeakSet()
 _fork_gate = threading.RLock()
+
+
+@contextmanager
+def fork_held_back() -> Iterator[None]:
+    """Keep other threads from forking for a moment: a descriptor comes in, and nobody knows its number yet."""
+    with _fork_gate:
+        yield
+
+
+def close_in_child(fds: Iterable[Fd]) -> None:
+    """Have a forked child close these descriptors, as long as these objects own them."""
+    _lock_fds.update(fds)
 
 
 def _let_go_in_child() -> None:
@@ -179,8 +235,10 @@ def _lock(fd: int, name: str, dirfd: int, path: str, socket_type: str, is_last: 
         pid = _pid_by_kernel(status)
         if pid is None and not is_last:
             return False
-        # A lock that the kernel does not list is held from outside our pid namespace, or there is no /proc.
-        holder = Holder.of(pid) if pid else _holder_by_text(fd)
+        # A lock that the kernel does not list is held from outside our pid namespace, or there is no /proc. One that
+        # was handed on is listed under whoever took it first, and the text says so.
+        text, taken_by = _holder_by_text(fd)
+        holder = Holder.of(pid) if pid and pid != taken_by else text
         reason = f"a running server holds it: {holder}"
         raise in_use(socket_type, path, reason, holder) from error
     except OSError as error:
@@ -207,8 +265,8 @@ def _check_owner(fd: int, dirfd: int, text: str, socket_type: str) -> None:
         raise AccessDeniedError("lock", socket_type, printable(text), errno.EPERM, reason)
 
 
-def _write_holder(fd: int) -> None:
-    """Leave our pid and command for the next one who is refused."""
+def _write_holder(fd: int, taken_by: int | None = None) -> None:
+    """Leave our pid and command for the next one who is refused, and the pid under which the kernel lists the lock."""
     status = os.fstat(fd)
     try:
         # A hard link could make this name lead to some other file of ours; and a file with other content than ours
@@ -216,6 +274,7 @@ def _write_holder(fd: int) -> None:
         if status.st_nlink != 1 or os.pread(fd, len(_HEADER), 0) not in (b"", _HEADER):
             return
         text = f"pid {os.getpid()}\ncommand {_command_of(os.getpid())}\n"
+        text += f"taken-by {taken_by}\n" if taken_by else ""
         os.ftruncate(fd, 0)
         os.pwrite(fd, _HEADER + text.encode("utf-8", "backslashreplace"), 0)
     except OSError:
@@ -237,17 +296,19 @@ def _pid_by_kernel(status: os.stat_result) -> int | None:
     return None
 
 
-def _holder_by_text(fd: int) -> Holder:
-    """Return who holds a lock file by its own text, which may still be the last holder's."""
+def _holder_by_text(fd: int) -> tuple[Holder, int | None]:
+    """Return who holds a lock file by its text, which may be the last holder's, and under whose pid it is listed."""
     try:
         lines = os.pread(fd, 4096, 0).decode("utf-8", "replace").splitlines()
     except OSError:
-        return Holder()
+        return Holder(), None
     found = dict(line.split(" ", 1) for line in lines[1:] if " " in line)
-    pid = found.get("pid", "")
-    if not (pid.isascii() and pid.isdecimal()):
-        return Holder()
-    return Holder(int(pid), printable(found.get("command", ""), 200))
+    pid, taken_by = (_number(found.get(key, "")) for key in ("pid", "taken-by"))
+    return (Holder(pid, printable(found.get("command", ""), 200)) if pid else Holder()), taken_by
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else None
 
 
 def _command_of(pid: int) -> str:

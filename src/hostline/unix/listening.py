@@ -28,13 +28,13 @@ from hostline.unix.credentials import Peers, checked_id, default_rule, gid_of, u
 from hostline.unix.holders import in_use, probe
 from hostline.unix.options import allow_credentials, check_unix, checked_type, forget_options
 from hostline.unix.oserrors import translated
-from hostline.unix.socketfile import SocketFile
+from hostline.unix.socketfile import Owned, SocketFile
 from hostline.unix.sockets import open_socket, prepare_connection
 
 if TYPE_CHECKING:
     from hostline.unix.loopback.keyfile import KeyFile
 
-__all__ = ["Bound", "listening_socket", "prepare_runtime_directory"]
+__all__ = ["Bound", "checked_backlog", "checked_file_options", "listening_socket", "prepare_runtime_directory"]
 
 
 class Bound:
@@ -86,6 +86,20 @@ class Bound:
         if self._file is not None:
             self._file.release()
         self.sock.close()
+
+    def owned(self) -> Owned | None:
+        """Return what there is of a socket file to hand over; None where there is none of ours."""
+        return None if self._file is None else self._file.owned()
+
+    def own(self) -> None:
+        """Own the file that was adopted, from now on; its last owner has given it up."""
+        if self._file is not None:
+            self._file.own()
+
+    def give_up(self) -> None:
+        """Let go of the file and the lock, for another process owns them now; the socket stays open here."""
+        if self._file is not None:
+            self._file.abandon()
 
     def unlink(self) -> None:
         """Unlink the socket file if it is still ours, so that nobody new connects; the socket and the lock stay."""
@@ -140,14 +154,10 @@ def listening_socket(
     """
     check_unix(address)
     checked_type(socket_type)
-    _check_mode(mode)
-    backlog = _checked_backlog(backlog, socket_type)
-    if isinstance(address, AbstractAddress | InheritedAddress):
-        _refuse_file_options(address, mode=mode, owner=owner, group=group)
+    uid, gid = checked_file_options(address, mode, owner, group)
+    backlog = checked_backlog(backlog, socket_type)
     if isinstance(address, InheritedAddress):
         return _inherited(address, socket_type, max_fds, credentials)
-    uid = uid_of(owner) if isinstance(owner, str) else None if owner is None else checked_id(owner, "owner")
-    gid = gid_of(group) if isinstance(group, str) else None if group is None else checked_id(group, "group")
     if isinstance(address, AbstractAddress):
         return _at_abstract_name(address, socket_type, backlog, max_fds, credentials)
     wanted = DEFAULT_MODE if mode is None else mode
@@ -249,7 +259,20 @@ def _check_mode(mode: int | None) -> None:
         raise ValueError(f"mode {shown} must be permission bits from 0 to 0o777, such as 0o660")
 
 
-def _checked_backlog(backlog: int | None, socket_type: SocketType) -> int:
+def checked_file_options(
+    address: Address, mode: int | None, owner: int | str | None, group: int | str | None
+) -> tuple[int | None, int | None]:
+    """Return the user and group id that a socket file is asked to have; errors as for `listening_socket`."""
+    _check_mode(mode)
+    if isinstance(address, AbstractAddress | InheritedAddress):
+        _refuse_file_options(address, mode=mode, owner=owner, group=group)
+    uid = uid_of(owner) if isinstance(owner, str) else None if owner is None else checked_id(owner, "owner")
+    gid = gid_of(group) if isinstance(group, str) else None if group is None else checked_id(group, "group")
+    return uid, gid
+
+
+def checked_backlog(backlog: int | None, socket_type: SocketType) -> int:
+    """Return how long the queue of `listen` is to be; errors as for `listening_socket`."""
     if backlog is None:
         return DEFAULT_BACKLOG
     if socket_type == "datagram":

@@ -6,7 +6,14 @@
     widen    owner, group and the rest of the mode, on the very inode that was bound
     release  unlink if it is still ours, close the socket, let go of the lock
 
-Knows no addresses but paths and decides nothing about who may connect. Sources: unix(7), flock(2).
+or, where the owner hands it over to another process:
+
+    visit    the directory, without the lock
+    adopt    the socket, the lock and the file, each verified
+    own      once the last owner has given them up
+
+Knows no addresses but paths and decides nothing about who may connect. Sources: unix(7), flock(2). So many lines
+because all the steps share one state, which nothing else should see.
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ import socket
 import stat
 import sys
 import weakref
-from typing import Self
+from typing import NamedTuple, Self
 
 from hostline.errors import (
     AddressNotFoundError,
@@ -34,12 +41,26 @@ from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 from hostline.unix.passing.descriptors import Fd
 
-__all__ = ["SocketFile"]
+__all__ = ["Owned", "SocketFile"]
 
 _log = logging.getLogger("hostline.unix")
 
 # Dead sockets removed from one path before we give up: each round needs a program that ignores the lock and dies.
 _MAX_ATTEMPTS = 8
+
+
+class Owned(NamedTuple):
+    """Hold what the owner of a socket file can hand over.
+
+    Attributes:
+        identity: Device and inode of the file.
+        lock_fd: The descriptor of the lock; it stays the owner's.
+        dirfd: The directory of both; likewise.
+    """
+
+    identity: tuple[int, int]
+    lock_fd: int
+    dirfd: int
 
 
 class SocketFile:
@@ -64,13 +85,14 @@ class SocketFile:
         self._lock: LockFile | None = None
         self._sock: socket.socket | None = None
         self._identity: tuple[int, int] | None = None
+        self._handed: tuple[int, int] | None = None
         self._mode = DEFAULT_MODE
         self._owner = -1
         self._group = -1
         _alive.add(self)
 
     @classmethod
-    def claim(cls, path: str, socket_type: SocketType) -> Self:
+    def claim(cls, path: str, socket_type: SocketType, *, has_lock: bool = True) -> Self:
         """Take the lock of a path and clear away a socket that nobody holds any more.
 
         A world-writable directory without the sticky bit is refused: there everybody may rename or unlink our socket
@@ -82,6 +104,7 @@ class SocketFile:
         Args:
             path: Where the socket file will be; a relative one is resolved now.
             socket_type: What will be bound there.
+            has_lock: False where the caller holds another lock that keeps out everybody who may come here.
 
         Returns:
             The claim, which holds the lock until `release`.
@@ -100,12 +123,64 @@ class SocketFile:
             file._open_directory()
             # Looked at before the lock is made, so that a refusal leaves not even a lock file behind.
             file._look()
-            file._lock = LockFile.take(file._dirfd, path, socket_type)
+            if has_lock:
+                file._lock = LockFile.take(file._dirfd, path, socket_type)
             file._clear()
         except BaseException:
             file.abandon()
             raise
         return file
+
+    @classmethod
+    def visit(cls, path: str, socket_type: SocketType) -> SocketFile:
+        """Open the directory of a path that another process owns and may hand over (`adopt`); errors as for `claim`."""
+        check_name_length(path)
+        file = cls(path, socket_type)
+        file._open_directory()
+        return file
+
+    def adopt(self, sock: socket.socket, lock: Fd, identity: tuple[int, int]) -> os.stat_result:
+        """Take what the owner of the path handed over; it is owned, and unlinked at the end, only from `own` on.
+
+        Args:
+            sock: The socket that is bound to the path; it belongs to this object from now on, also when this fails.
+            lock: The owner's descriptor of the lock file; likewise.
+            identity: Device and inode of the socket file, as the owner knows them.
+
+        Returns:
+            The file's status.
+
+        Raises:
+            SocketError: The path leads to another file or directory by now, or the lock is none.
+        """
+        self._sock = sock
+        with translated("take over", self.socket_type, self.path):
+            try:
+                self._check_directory()
+                self._lock = LockFile.adopt(lock, self._dirfd, self.path, self.socket_type)
+                status = self._lstat()
+                if status is None or not stat.S_ISSOCK(status.st_mode) or (status.st_dev, status.st_ino) != identity:
+                    reason = "somebody replaced the socket file"
+                    raise SocketError("take over", self.socket_type, printable(self.path), None, reason)
+                self._pin_file()
+                self._verify_identity(identity)
+            except BaseException:
+                lock.close()
+                raise
+        self._handed = identity
+        return status
+
+    def own(self) -> None:
+        """Be the owner of what was adopted: its last owner has given it up."""
+        self._identity = self._handed
+        if self._lock is not None:
+            self._lock.sign()
+
+    def owned(self) -> Owned | None:
+        """Return what can be handed over, or None: nothing is bound, or it is not this process's."""
+        if self._identity is None or self._lock is None or self._pid != os.getpid():
+            return None
+        return Owned(self._identity, self._lock.fileno(), self._dirfd)
 
     def bind(
         self, sock: socket.socket, mode: int = DEFAULT_MODE, owner: int | None = None, group: int | None = None
@@ -142,12 +217,8 @@ class SocketFile:
                 raise self._replaced()
             self._verify(status, first)
             self._identity = (status.st_dev, status.st_ino)
-            if hasattr(os, "O_PATH"):
-                # A descriptor of the inode itself: what is changed through it cannot be a file that took our name,
-                # and while it is open the kernel cannot give the inode's number to another file.
-                flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._pin = Fd(os.open(self._name, flags, dir_fd=self._dirfd))
-                self._check_still_ours(os.fstat(self._pin.fileno()))
+            self._pin_file()
+            self._verify_identity(self._identity)
 
     def widen(self) -> os.stat_result:
         """Give the file its owner, its group and its full mode, and verify all three.
@@ -223,6 +294,10 @@ class SocketFile:
         for held in (self._lock, self._pin, self._directory):
             if held is not None:
                 held.close()
+
+    def within(self, name: str) -> tuple[int, str]:
+        """Return the path's directory, whose descriptor stays this object's own, and the path of a file in it."""
+        return self._dirfd, os.path.join(os.path.dirname(self.path), name)
 
     @property
     def _dirfd(self) -> int:
@@ -335,9 +410,21 @@ class SocketFile:
         if problem:
             raise SocketError("bind", self.socket_type, printable(self.path), None, problem)
 
-    def _check_still_ours(self, status: os.stat_result) -> None:
-        if (status.st_dev, status.st_ino) != self._identity:
-            raise SocketError("bind", self.socket_type, printable(self.path), None, "somebody replaced the file")
+    def _pin_file(self) -> None:
+        """Open the inode itself, where the platform can.
+
+        What is changed through it cannot be a file that took our name, and while it is open the kernel cannot give the
+        inode's number to another file.
+        """
+        if hasattr(os, "O_PATH"):
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._pin = Fd(os.open(self._name, flags, dir_fd=self._dirfd))
+
+    def _verify_identity(self, identity: tuple[int, int]) -> None:
+        if self._pin is not None:
+            status = os.fstat(self._pin.fileno())
+            if (status.st_dev, status.st_ino) != identity:
+                raise SocketError("bind", self.socket_type, printable(self.path), None, "somebody replaced the file")
 
     def _chown(self) -> None:
         try:

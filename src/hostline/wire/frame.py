@@ -195,7 +195,7 @@ class FrameDecoder:
                 return []
             data = bytes(buffer)
             buffer.clear()
-        held, self._held = self._held, ()
+        held = self._held
         frames: list[Frame] = []
         size = len(data)
         start = 0
@@ -230,7 +230,15 @@ class FrameDecoder:
             self._keep(data, start, held, fds, is_new=bool(start or is_new))
         elif fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
+        else:
+            self._held = ()
         return frames
+
+    def close_held(self) -> None:
+        """Close the descriptors of a frame that will not be completed."""
+        for fd in self._held:
+            fd.close()
+        self._held = ()
 
     def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool) -> None:
         """Hold the rest of `data`, and its descriptors, until its frame is there."""

@@ -1,6 +1,8 @@
 """The calls of one connection: each is checked, given a slot, run in its own way, and answered once.
 
 The session (session.py) reads and writes for it; the server's admission says which calls run.
+
+More than 400 lines, because a call's ways to end must each be known to all the others.
 """
 
 from __future__ import annotations
@@ -234,7 +236,9 @@ class Calls:
         try:
             self._loop.call_soon_threadsafe(self._worker_done, call, result, failure)
         except RuntimeError:
-            return  # the loop is closed: the grace time is over and nobody waits
+            pass  # the loop is closed: the grace time is over and nobody waits
+        finally:
+            result = failure = None  # its traceback leads back here, and would keep alive what the handler held
 
     def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         self._finish(call, result, failure)
@@ -249,8 +253,13 @@ class Calls:
         self._server.release_slot()
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
+        """Take the end of a handler."""
         if call.mapped:
             self._server.mapped.release(call)
+        self._conclude(call, result, failure)
+        call.let_go()
+
+    def _conclude(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         if call.is_ended:
             if failure is not None and not isinstance(failure, _ENDED) and not call.was_told(failure):
                 # Nobody waits for the answer any more; the log is where a service that always fails late is seen.

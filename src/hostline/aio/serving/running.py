@@ -96,6 +96,15 @@ class RunningCall:
         self.inlet: Inlet | None = None  # of the argument that is a stream
         self.outlet: Outlet | None = None  # of a result that is one
 
+    def let_go(self) -> None:
+        """Hold nothing of the handler any more: what it held may be descriptors, which are to close now."""
+        if self.inlet is not None:
+            self.inlet.end(None)
+        for gate in (self.inlet, self.outlet):
+            if gate is not None:
+                gate.let_go()
+        self.task = self.inlet = self.outlet = None
+
     def was_told(self, failure: BaseException) -> bool:
         """Say whether a failure is what a stream raised to tell the handler that its call is over."""
         return any(gate is not None and failure is gate.reason for gate in (self.inlet, self.outlet))

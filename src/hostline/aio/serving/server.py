@@ -2,7 +2,10 @@
 
 Stopping: the name is unlinked, so that nobody new comes; connections that wait in the backlog are accepted and sent
 away with a farewell instead of a reset; every session says goodbye, naming the last call it answers, and what runs gets
-`grace` seconds. A caller whose call came later knows that it was not run.
+`grace` seconds. A caller whose call came later knows that it was not run. Taken over by a successor: the same, but the
+name and the backlog are that one's, which accepts already.
+
+More than 400 lines: accepting, counting, handing over and ending all decide by the same few fields.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from hostline.aio.serving.doorkeeper import Doorkeeper
 from hostline.aio.serving.mapped import MappedBuffers
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
+from hostline.aio.serving.takeover import Offering
 from hostline.clock import monotonic
 from hostline.errors import LocalProtocolError, SocketError
 from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, MAX_FDS_PER_FRAME
@@ -92,7 +96,9 @@ class Server:
         self._is_stopping = False
         self._rest_timer: asyncio.TimerHandle | None = None
         self._failure: SocketError | None = None
-        self._failing: asyncio.Task[None] | None = None
+        self._offering: Offering | None = None
+        self._taken_by: int | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._idle: asyncio.Event = asyncio.Event()
         self._closed: asyncio.Event = asyncio.Event()
 
@@ -118,6 +124,8 @@ class Server:
         self._started_at = monotonic()
         self.loop.add_reader(self._bound.sock.fileno(), self._on_acceptable)
         _live.add(self)
+        if self.settings.offer_takeover and self._door is None:
+            self._offering = Offering(self.loop, self._bound, self.service.name, self._taken_over)
         logger.info("serving %s on %s", self.service.name, self.address)
 
     async def wait_closed(self) -> None:
@@ -144,8 +152,9 @@ class Server:
         self._is_stopping = True
         try:
             self._stop_accepting()
+            end = "is shutting down" if self._taken_by is None else f"was taken over by pid {self._taken_by}"
             for session in list(self._sessions):
-                session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down")
+                session.drain(GoawayCode.SHUTDOWN, f"{self.service.name} {end}")
             await self._wait_idle(self.settings.grace if grace is None else grace)
             self._abort(f"{self.service.name} stopped before the call was done")
             self._idle.clear()
@@ -203,7 +212,7 @@ class Server:
             # Nobody new can come, and nobody could take our place while we hold it: stop, so that somebody does.
             self._failure = translate(error, "accept", "stream", self.address)
             logger.error("%s stops, for it cannot accept any more: %s", self.service.name, self._failure)
-            self._failing = self.loop.create_task(self.shutdown())
+            self._ending = self.loop.create_task(self.shutdown())
         elif self._accepting.is_resting:
             self.loop.remove_reader(self._bound.sock.fileno())
             self._rest_timer = self.loop.call_at(self._accepting.rest_until, self._accept_again)
@@ -252,10 +261,11 @@ class Server:
 
     def _stop_accepting(self) -> None:
         """Unlink the name, then send away whoever was already in the backlog."""
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
-        if self._is_listening:
-            self.loop.remove_reader(self._bound.sock.fileno())
+        if self._offering is not None:
+            self._offering.close()  # whoever is taking over is told, and starts anew
+        if self._taken_by is not None:
+            return
+        self._look_away()
         if self._door is not None:
             self._door.close()
         self._bound.unlink()
@@ -269,6 +279,21 @@ class Server:
                     break
                 self._welcome(accepted)
         self._bound.close()  # and lets go of the lock: a successor may start while the last calls end
+
+    def _look_away(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        if self._is_listening:
+            self.loop.remove_reader(self._bound.sock.fileno())
+
+    def _taken_over(self, pid: int) -> None:
+        """Stop, for the socket is another process's now: who waits in its backlog is served there."""
+        self._taken_by = pid
+        self._look_away()
+        self._bound.close()
+        logger.info("%s on %s was taken over by pid %d", self.service.name, self.address, pid)
+        self._ending = self.loop.create_task(self.shutdown())
 
     def forget_in_child(self) -> None:
         """In a forked child: close what belongs to the parent.

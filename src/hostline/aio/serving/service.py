@@ -7,11 +7,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Self
 
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.takeover import listen_or_take_over
+from hostline.errors import AddressError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
@@ -21,9 +23,10 @@ from hostline.limits import (
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
+from hostline.rpc.takeover.asking import Wanted
 from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
-from hostline.unix.listening import listening_socket
+from hostline.unix.listening import Bound
 from hostline.unix.loopback.sockets import loopback_listener
 
 __all__ = ["Service", "Serving"]
@@ -32,12 +35,12 @@ __all__ = ["Service", "Serving"]
 class Serving:
     """A server about to start: await it, or use it as an async context manager."""
 
-    def __init__(self, make: Callable[[], Server]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Server]]) -> None:
         self._make = make
         self._server: Server | None = None
 
     async def _start(self) -> Server:
-        self._server = self._make()
+        self._server = await self._make()
         await self._server.start()
         return self._server
 
@@ -85,6 +88,8 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        takeover: bool = False,
+        offer_takeover: bool = True,
     ) -> Serving:
         """Serve in the running event loop.
 
@@ -103,21 +108,34 @@ class Service(ServiceBase):
             threads: Worker threads for `def` handlers.
             grace: Seconds that running calls get when the server stops.
             max_frame_size: Largest payload of one frame, in bytes.
+            takeover: Take the listening socket over from the server that runs at the address, which then finishes
+                what it runs and stops; the file stays as it is. Where none runs, this starts as ever.
+            offer_takeover: Whether a successor may do so with this server, through a socket beside its own
+                (`ADDRESS.control`).
 
         Raises:
             AddressError: The address, or the mode for it, cannot be used. Raised when the server starts.
-            AddressInUseError: A live server holds the address.
+            AddressInUseError: A live server holds the address; with `takeover`, it could not be taken over.
         """
-        settings = ServerSettings(concurrency, queue, threads, grace, max_frame_size)
+        settings = ServerSettings(concurrency, queue, threads, grace, max_frame_size, offer_takeover=offer_takeover)
         where = parse_address(self.name if address is None else address)
 
-        def make() -> Server:
+        wanted = Wanted(where, "stream", mode, owner, group, backlog)
+
+        def prepare(bound: Bound) -> Server:
+            return Server(self, bound, allow=allow, settings=settings)
+
+        async def make() -> Server:
             if isinstance(where, LoopbackAddress):
+                if takeover:
+                    raise AddressError(where.text, "a tcp: socket cannot be taken over; stop its server first")
                 bound = loopback_listener(where, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow)
+            elif takeover:
+                return await listen_or_take_over(wanted, self.name, prepare)
             else:
-                bound = listening_socket(where, "stream", mode=mode, owner=owner, group=group, backlog=backlog)
+                bound = wanted.listen()
             try:
-                return Server(self, bound, allow=allow, settings=settings)
+                return prepare(bound)
             except BaseException:
                 bound.close()
                 raise
@@ -138,10 +156,12 @@ class Service(ServiceBase):
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        takeover: bool = False,
+        offer_takeover: bool = True,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         on_start: Callable[[Server], None] | None = None,
     ) -> None:
-        """Serve until SIGTERM or SIGINT, finish what runs, and return.
+        """Serve until SIGTERM, SIGINT or a successor comes, finish what runs, and return.
 
         A second signal ends what still runs at once. The arguments are those of `serve`, and:
 
@@ -157,16 +177,19 @@ class Service(ServiceBase):
             threads: See `serve`.
             grace: See `serve`.
             max_frame_size: See `serve`.
+            takeover: See `serve`.
+            offer_takeover: See `serve`.
             loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
             on_start: Called once the socket accepts connections.
 
         Raises:
             AddressError: The address, or the mode for it, cannot be used.
-            AddressInUseError: A live server holds the address.
+            AddressInUseError: A live server holds the address; with `takeover`, it could not be taken over.
         """
         serving = self.serve(
             address, mode=mode, owner=owner, group=group, backlog=backlog, allow=allow, concurrency=concurrency,
-            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size,
+            queue=queue, threads=threads, grace=grace, max_frame_size=max_frame_size, takeover=takeover,
+            offer_takeover=offer_takeover,
         )  # fmt: skip
         loop = (loop_factory or asyncio.new_event_loop)()
         try:
@@ -181,11 +204,20 @@ class Service(ServiceBase):
 
 
 async def _run(serving: Serving, on_start: Callable[[Server], None] | None, signals: _StopSignals) -> None:
-    async with serving as server:
-        signals.server = server
+    signals.starting = asyncio.current_task()
+    try:
+        server = await serving
+    except asyncio.CancelledError:
+        if signals.is_stopped:
+            return  # told to stop while it waited for the server that it was to take over
+        raise
+    signals.server = server
+    try:
         if on_start is not None:
             on_start(server)
         await server.wait_closed()
+    finally:
+        await server.shutdown()
 
 
 def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
@@ -211,8 +243,10 @@ class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Set before the loop turns for the first time, and so before any signal is heard.
+        # One of the two is set before the loop turns for the first time, and so before any signal is heard.
+        self.starting: asyncio.Task[Any] | None = None
         self.server: Server | None = None
+        self.is_stopped = False
         self._loop = loop
         self._before: dict[int, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -234,6 +268,9 @@ class _StopSignals(contextlib.AbstractContextManager["_StopSignals"]):
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
+        self.is_stopped = True
+        if self.server is None and self.starting is not None:
+            self.starting.cancel()
         if self.server is not None:
             grace = 0.0 if self._tasks else None
             self._tasks.append(self._loop.create_task(self.server.shutdown(grace)))

@@ -33,7 +33,7 @@ from hostline.limits import (
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
-from hostline.protocol.outgoing import Outgoing, close_attached
+from hostline.protocol.outgoing import Outgoing
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
@@ -428,8 +428,7 @@ class Session:
         for frame in self._kept:
             close_all(frame.fds)
         self._kept.clear()
-        for data in self._protocol.data_to_send():
-            close_attached(data)
+        self._protocol.close_held()
         self._outgoing.clear()
         self._calls.forget_all()
         self.peer.close()

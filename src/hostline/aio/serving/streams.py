@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hostline.errors import CallError, InvalidArgumentError, InvalidResultError
 from hostline.limits import ITEMS_PER_TURN, LOW_WATER
 from hostline.protocol.flow import Allowance, item_cost
+from hostline.protocol.outgoing import close_attached
 from hostline.rpc.attachments import UnclaimedError, read_attached
 from hostline.unix.passing.descriptors import close_all
 from hostline.wire.codec import decode_result, encode_item
@@ -43,6 +44,11 @@ class _Gate:
         with self.changed:
             self.reason = reason or CallError(f"{self.call.method.name} is over")
         self.wake()
+
+    def let_go(self) -> None:
+        """Hold nothing of the handler any more: where the reason was raised leads to all that it held."""
+        if self.reason is not None:
+            self.reason.__traceback__ = None
 
     def wake(self) -> None:
         """Wake whoever waits; on the loop."""
@@ -102,9 +108,14 @@ class Outlet(_Gate):
     async def send(self, item: Any) -> None:
         """Send one item, once there is credit; on the loop."""
         frame = self._encode(item)
-        while not self._may_send() and self.reason is None:
-            await self.wait()
+        try:
+            while not self._may_send() and self.reason is None:
+                await self.wait()
+        except BaseException:
+            close_attached(frame)
+            raise
         if self.reason is not None:
+            close_attached(frame)
             raise self.reason
         self._pay(frame)
         self.call.calls.push_item(self.call, frame)
@@ -123,6 +134,7 @@ class Outlet(_Gate):
             while not self._may_send() and self.reason is None:
                 self.changed.wait()
             if self.reason is not None:
+                close_attached(frame)
                 raise self.reason
             self._pay(frame)
             self._handed_over += len(frame)

@@ -25,6 +25,7 @@ Examples:
   hostline serve payments:payments
   hostline serve ./payments.py:payments --concurrency 10 --loop uvloop
   hostline serve shop.orders:orders --address /run/shop/orders.sock --mode 0660 --group shop
+  hostline serve ./payments.py:payments --takeover       the new version, in place of the one that runs
   hostline serve shop.orders:orders --address fd:3       on a socket that systemd opened
 """
 
@@ -84,6 +85,17 @@ _Grace = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
 ]
 _Loop = Annotated[LoopKind, typer.Option("--loop", help="The event loop.")]
+_Takeover = Annotated[
+    bool,
+    typer.Option(
+        "--takeover",
+        help="Take the socket over from the server that runs there, which finishes its calls and ends: no call is "
+        "lost. Where none runs, start as ever.",
+    ),
+]
+_NoOffer = Annotated[
+    bool, typer.Option("--no-offer", help="Do not let a successor take the socket over; no ADDRESS.control is made.")
+]
 _LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
 
 
@@ -98,13 +110,16 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
+    takeover: _Takeover = False,
+    no_offer: _NoOffer = False,
     loop: _Loop = LoopKind.ASYNCIO,
     log_level: _LogLevel = LogLevel.INFO,
 ) -> None:
     """Serve a service that a Python module declares.
 
-    It runs until SIGTERM or Ctrl-C; calls that run then are finished first. The working directory is searched for
-    the module. The socket file has mode 0600, and only you and root are admitted, unless --mode says otherwise.
+    It runs until SIGTERM, Ctrl-C or a successor with --takeover; calls that run then are finished first. The working
+    directory is searched for the module. The socket file has mode 0600, and only you and root are admitted, unless
+    --mode says otherwise.
     """
     permissions = None if mode is None else parse_mode(mode)
     limit = time_limit(grace, "--grace")
@@ -124,6 +139,8 @@ def serve(
             queue=queue,
             threads=threads,
             grace=limit,
+            takeover=takeover,
+            offer_takeover=not no_offer,
             loop_factory=loop_factory,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
+from hostline.protocol.outgoing import close_attached
 from hostline.protocol.states import TRANSITIONS, Role, State
 from hostline.wire.frame import Flag, Frame, FrameDecoder, Kind, encode_frame
 
@@ -99,9 +100,18 @@ class Connection:
             if self.state is State.CLOSED and decoder.is_partial:
                 raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
         except RemoteProtocolError:
+            decoder.close_held()
+            for fd in fds or ():
+                fd.close()
             self._enter(State.CLOSED)
             raise
         return frames
+
+    def close_held(self) -> None:
+        """Close the descriptors of what has arrived in part, or waits to be sent: the connection has ended."""
+        self._decoder.close_held()
+        for frame in self._outgoing:
+            close_attached(frame)
 
     def _follow(self, kind: int, following: State | None) -> None:
         if following is None:
