@@ -18,5 +18,10 @@ def stray_socket_files(directory: Path) -> list[str]:
     return [
         str(path)
         for path in sorted(directory.rglob("*"))
-        if stat.S_ISSOCK(path.lstat().st_mode) and path.with_name(path.name.removesuffix(".control") + ".lock").exists()
+        if (stat.S_ISSOCK(path.lstat().st_mode) or _is_key_file(path))
+        and path.with_name(path.name.removesuffix(".control") + ".lock").exists()
     ]
+
+
+def _is_key_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode) and path.read_bytes().startswith(b"hostline tcp 1\n")

@@ -325,11 +325,11 @@ class AsyncLine:
 class Stage:
     """One face against one loop: what it starts is closed in the end, lines before servers."""
 
-    def __init__(self, face: str, loop: str, directory: Path) -> None:
+    def __init__(self, face: str, loop: str, directory: Path, scheme: str = "") -> None:
         self.face = face
         self.loop = loop
         self.directory = directory
-        self.address = str(directory / "s")
+        self.address = f"{scheme}{directory / 's'}"
         self._servers = contextlib.ExitStack()
         self._lines = contextlib.ExitStack()
 

@@ -82,7 +82,9 @@ def missing_imports(file: Path) -> list[str]:
 
 
 def listening_below(directory: Path) -> bool:
-    """Say whether a socket below `directory` listens, or is bound and takes datagrams."""
+    """Say whether a socket below `directory` listens, or is bound and takes datagrams, or has its key file there."""
+    if any(directory.glob("*.tcp")):
+        return True
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as table:
         for line in table:
             fields = line.split(maxsplit=7)

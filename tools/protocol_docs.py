@@ -110,6 +110,17 @@ def conversation() -> str:
     return "\n".join(lines).rstrip()
 
 
+def challenge() -> str:
+    """Return the first golden proof of a key, every byte of it explained."""
+    vector = vectors("challenge")[0]
+    lines = [f"start {vector['start']}, endpoint `{vector['endpoint']}`", ""]
+    for number, message in enumerate(vector["messages"], 1):
+        lines += [f"{number}. from the {message['from']}: {message['what']}", "", "    ```text"]
+        lines += [f"    {spaced(part)}  {meaning}" for part, meaning in message["parts"]]
+        lines += ["    ```", ""]
+    return "\n".join(lines).rstrip()
+
+
 def spaced(digits: str) -> str:
     """Return hexadecimal digits with a space behind every byte, long texts without."""
     return digits if len(digits) * 3 / 2 > HEX_COLUMN else " ".join(re.findall("..", digits))
@@ -128,6 +139,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "client-transitions": lambda: transitions(Role.CLIENT),
     "server-transitions": lambda: transitions(Role.SERVER),
     "conversation": conversation,
+    "challenge": challenge,
     "values": values,
 }
 

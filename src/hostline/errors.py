@@ -21,6 +21,7 @@
     +-- InvalidMessageError (ValueError)       a channel's message cannot be encoded, or is of another type
     +-- PeerRefusedError (PermissionError)     identity: the rules do not admit this peer, or this server
     +-- WorkersFailedError (RuntimeError)      worker processes cannot be started, or can never accept again
+    +-- NoCredentialsError (PermissionError)   the peer came over tcp:, and the kernel does not say who it is
     +-- ProtocolError (ValueError)
     |   +-- LocalProtocolError                 this program used the connection wrongly
     |   +-- RemoteProtocolError                the peer broke the protocol
@@ -68,6 +69,7 @@ __all__ = [
     "MessageTooLongError",
     "MethodDeniedError",
     "MethodNotFoundError",
+    "NoCredentialsError",
     "NotASocketError",
     "OverloadedError",
     "PathTooLongError",
@@ -270,6 +272,10 @@ class WorkersFailedError(HostlineError, RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.service}: {self.reason}"
+
+
+class NoCredentialsError(HostlineError, PermissionError):
+    """Report that a peer's credentials were asked for and its connection has none: it came over `tcp:`."""
 
 
 # --- the protocol ------------------------------------------------------------------------------------

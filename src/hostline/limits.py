@@ -76,6 +76,21 @@ DEFAULT_CONNECT_TIMEOUT = 10.0
 CONNECT_RETRY_FIRST = 0.001
 CONNECT_RETRY_LONGEST = 0.05
 
+# --- loopback TCP ------------------------------------------------------------------------------------
+
+# Bytes of a key file that are read. Ours have under 250; without the bound a file of any size would be read into memory
+# before it is found to be none of ours.
+MAX_KEY_FILE_SIZE = 512
+
+# Connections of one listener that have not proved the key yet: everybody on the host may connect to a port, and each
+# takes a descriptor. And the seconds that each of them has for certain; after them it gives way to those that wait,
+# and HANDSHAKE_TIMEOUT ends it at the latest. sshd's MaxStartups is 100; an honest proof takes under a millisecond.
+MAX_UNPROVEN = 256
+UNPROVEN_GRACE = 0.5
+
+# Shortest time in seconds between two lines in the log about failed proofs, which any local user can cause.
+FAILED_PROOF_LOG_INTERVAL = 1.0
+
 # --- frames ----------------------------------------------------------------------------------------
 
 # Payload of one frame. Without it a 16-byte header makes the reader allocate what it names.

@@ -50,7 +50,7 @@ class Caller:
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings, on_end: Callable[[], None]) -> None:
         self.peer = peer
-        self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments)
+        self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments, settings.has_descriptors)
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()

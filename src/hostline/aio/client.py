@@ -22,6 +22,7 @@ from hostline.aio.batch import Batch
 from hostline.aio.caller import Caller
 from hostline.aio.connecting import connected_socket
 from hostline.aio.interface import Interface
+from hostline.aio.loopback import proven_socket
 from hostline.aio.streams import Stream
 from hostline.clock import Deadline
 from hostline.errors import (
@@ -55,7 +56,7 @@ from hostline.rpc.calling import (
     take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
-from hostline.unix.address import Address
+from hostline.unix.address import Address, LoopbackAddress
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import check_server
 
@@ -327,6 +328,8 @@ class Line:
     async def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
         """Return a new connection and who runs the server: the one step that knows what kind of address it is."""
         settings = self._settings
+        if isinstance(settings.address, LoopbackAddress):
+            return await proven_socket(settings.address, settings.server, deadline)
         sock = await connected_socket(settings.address, "stream", deadline)
         try:
             return sock, check_server(sock, settings.server, settings.address, "stream")

@@ -115,7 +115,7 @@ Address = Annotated[
     str,
     typer.Argument(
         metavar="ADDRESS",
-        help="A bare name such as payments, a path with a slash, unix:PATH, or unix:@NAME (abstract).",
+        help="A bare name such as payments, a path with a slash, unix:PATH, unix:@NAME (abstract), or tcp:NAME.",
         show_default=False,
     ),
 ]

@@ -1,6 +1,8 @@
 """The caller's side of a call: settings of a line, what an answer means, and what to say when none comes.
 
 Both faces stand on this; what differs between them is only how they wait.
+
+More than 400 lines, because answers, failures and silence are told apart in one place.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 from hostline.clock import Deadline, monotonic
 from hostline.errors import (
-    AddressError,
     CallCancelledError,
     DeadlineExceededError,
     HostlineError,
@@ -44,8 +45,9 @@ from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.liveness import Liveness, check_times
 from hostline.protocol.retry import may_repeat
 from hostline.rpc.attachments import UnclaimedError, read_attached
-from hostline.unix.address import Address, InheritedAddress, parse_address
+from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
+from hostline.unix.options import check_target
 from hostline.wire.codec import (
     ErrorCode,
     Failure,
@@ -124,8 +126,8 @@ class LineSettings:
             ValueError: A number is out of range.
         """
         where = parse_address(address)
-        if isinstance(where, InheritedAddress):
-            raise AddressError(where.text, "is a listening socket that this process inherited; connect to its path")
+        if not isinstance(where, LoopbackAddress):
+            check_target(where)
         if not connect_timeout > 0:
             raise ValueError(f"connect_timeout of {connect_timeout} seconds must be above 0: a greeting takes time")
         for name, seconds in (("wait", wait), ("reconnect_timeout", reconnect_timeout), ("timeout", timeout)):
@@ -149,6 +151,11 @@ class LineSettings:
         if self.ping_interval is None:
             return None
         return Liveness(self.ping_interval, self.ping_timeout, monotonic(), mark)
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether connections to the address can carry descriptors."""
+        return not isinstance(self.address, LoopbackAddress)
 
     def deadline(self, timeout: float | None) -> tuple[float, Deadline]:
         """Return a call's timeout in seconds, the line's own for None, and its deadline.

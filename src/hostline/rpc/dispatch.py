@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
-from hostline.errors import InvalidArgumentError, InvalidResultError, SlowSubscriberError
+from hostline.errors import InvalidArgumentError, InvalidResultError, NoCredentialsError, SlowSubscriberError
 from hostline.rpc.attachments import ArrivedValues, UnclaimedError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
@@ -114,6 +114,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
         return Refusal(ErrorCode.DECLARED, name, _text(error))
     if isinstance(error, SlowSubscriberError):
         return Refusal(ErrorCode.DECLARED, SlowSubscriberError.__name__, str(error))  # our own text, and no fault
+    if isinstance(error, NoCredentialsError):
+        return Refusal(ErrorCode.DENIED, "", f"{method.name}: {error}")
     if isinstance(error, InvalidResultError):
         # Our own encoder refused the handler's result: the caller may know that, the value stays here.
         what = "its result cannot be sent"
@@ -121,9 +123,10 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
         what = "internal error"
     reference = secrets.token_hex(4)
     text = f"{what} in {service}.{method.name} (reference {reference} in the server's log)"
+    who = f"uid {peer.uid} pid {peer.pid}" if peer.has_credentials else peer.describe()
     logger.error(
-        "%s.%s failed for uid %s pid %s, call %s, reference %s",
-        service, method.name, peer.uid, peer.pid, call_id, reference,
+        "%s.%s failed for %s, call %s, reference %s",
+        service, method.name, who, call_id, reference,
         exc_info=error,
     )  # fmt: skip
     return Refusal(ErrorCode.INTERNAL, "", text)

@@ -68,7 +68,9 @@ class Caller:
             poll = select.poll()
             poll.register(self._sock.fileno(), select.POLLIN)
             self._poll_in = poll.poll
-            self.protocol = ClientConnection(program_name(), settings.max_frame_size, Attachments)
+            self.protocol = ClientConnection(
+                program_name(), settings.max_frame_size, Attachments, settings.has_descriptors
+            )
             self._liveness = settings.liveness(self.protocol.decoder.mark)
         except BaseException:
             sock.close()

@@ -57,9 +57,10 @@ from hostline.rpc.stubs import bind_interface, check_interface, interface_method
 from hostline.sync.batch import Batch
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
+from hostline.sync.loopback import proven_socket
 from hostline.sync.pool import Loan, SharedPool
 from hostline.sync.streams import Stream
-from hostline.unix.address import Address
+from hostline.unix.address import Address, LoopbackAddress
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import backlog_full, check_server, connect_blocking
 
@@ -330,6 +331,8 @@ class Line:
     def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:
         """Return a new connection and who runs the server: the one step that knows what kind of address it is."""
         settings = self._settings
+        if isinstance(settings.address, LoopbackAddress):
+            return proven_socket(settings.address, settings.server, deadline, lambda: self._is_closed)
         sock = self._through_backlog(deadline)
         try:
             return sock, check_server(sock, settings.server, settings.address, "stream")

@@ -17,12 +17,14 @@ from typing import Literal
 
 from hostline.errors import AddressError, AddressNotFoundError, PathTooLongError, UnsafeDirectoryError
 from hostline.limits import MAX_SUN_PATH
+from hostline.unix.loopback.address import LoopbackAddress, parse_loopback
 from hostline.unix.oserrors import file_kind, printable, translated
 
 __all__ = [
     "AbstractAddress",
     "Address",
     "InheritedAddress",
+    "LoopbackAddress",
     "PathAddress",
     "SocketType",
     "parse_address",
@@ -33,7 +35,7 @@ __all__ = [
 
 SocketType = Literal["stream", "seqpacket", "datagram"]
 
-KNOWN = "a path with a slash, a bare name, unix:PATH, unix:@NAME, fd:NUMBER or systemd:NAME"
+KNOWN = "a path with a slash, a bare name, unix:PATH, unix:@NAME, tcp:NAME, fd:NUMBER or systemd:NAME"
 
 _BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -107,7 +109,7 @@ class InheritedAddress:
         return printable(self.text)
 
 
-Address = PathAddress | AbstractAddress | InheritedAddress
+Address = PathAddress | AbstractAddress | InheritedAddress | LoopbackAddress
 
 
 def parse_address(address: str | bytes | os.PathLike[str] | os.PathLike[bytes] | Address) -> Address:
@@ -117,14 +119,14 @@ def parse_address(address: str | bytes | os.PathLike[str] | os.PathLike[bytes] |
     paths.
 
     Args:
-        address: `/run/x.sock`, `./x.sock`, `unix:PATH`, `payments`, `unix:@name`, `fd:3`, `systemd:NAME`, a path
-            object, or an address already parsed.
+        address: `/run/x.sock`, `./x.sock`, `unix:PATH`, `payments`, `unix:@name`, `tcp:payments`, `tcp:127.0.0.1:8123`,
+            `fd:3`, `systemd:NAME`, a path object, or an address already parsed.
 
     Raises:
         AddressError: It is none of these; the text names what is known.
         UnsafeDirectoryError: It is a bare name and the runtime directory exists but is not private.
     """
-    if isinstance(address, PathAddress | AbstractAddress | InheritedAddress):
+    if isinstance(address, Address):
         return address
     if isinstance(address, bytes | os.PathLike):
         return _path(address, os.fsdecode(address))
@@ -151,6 +153,8 @@ def _with_scheme(address: str, scheme: str, rest: str) -> Address:
         if rest.startswith("//") and not rest.startswith("///"):
             raise AddressError(address, "names a host; a path is written unix:PATH or unix:///ABSOLUTE/PATH")
         return _path(address, rest[2:] if rest.startswith("///") else rest)
+    if scheme == "tcp":
+        return parse_loopback(address, rest, _in_runtime_directory, lambda path: _path(address, path).path)
     if scheme == "fd":
         # Ten digits hold every int; Python itself refuses to read thousands of them.
         if not (rest.isascii() and rest.isdecimal() and len(rest) <= 10 and int(rest) <= MAX_FD):
@@ -195,10 +199,15 @@ def _bare_name(name: str) -> PathAddress:
         raise AddressError(name, f"is not a bare name (letters, digits, dot, dash, underscore); write {KNOWN}")
     if name.endswith(".sock"):
         raise AddressError(name, f"is ambiguous: write ./{name} for a file here, or {name[:-5]} for the name")
-    file_name = f"{name}.sock"
+    return PathAddress(_in_runtime_directory(f"{name}.sock"))
+
+
+def _in_runtime_directory(file_name: str) -> str:
+    name, _, ending = file_name.rpartition(".")
     if len(file_name) > _MAX_FILE_NAME:
-        raise AddressError(name, f"bare name of {len(name)} bytes exceeds the limit of {_MAX_FILE_NAME - 5}")
-    return PathAddress(os.path.join(runtime_directory(create=False), file_name))
+        limit = _MAX_FILE_NAME - len(ending) - 1
+        raise AddressError(name, f"bare name of {len(name)} bytes exceeds the limit of {limit}")
+    return os.path.join(runtime_directory(create=False), file_name)
 
 
 # --- the runtime directory ---------------------------------------------------------------------------

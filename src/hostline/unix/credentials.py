@@ -65,9 +65,12 @@ class Peer:
         uid: Effective user id.
         gid: Effective group id.
         groups: Supplementary group ids; empty where the kernel does not tell.
+        has_credentials: Whether all this is known: not over `tcp:`, where reading it raises `NoCredentialsError`.
     """
 
     __slots__ = ("_pidfd", "_sock", "gid", "groups", "pid", "uid")
+
+    has_credentials: ClassVar[bool] = True
 
     def __init__(
         self, pid: int, uid: int, gid: int, groups: tuple[int, ...] = (), sock: socket.socket | None = None
@@ -87,6 +90,11 @@ class Peer:
         self.gid = gid
         self.groups = groups
         self._sock = sock
+
+    @property
+    def account(self) -> int:
+        """Return the number under which connections are counted: the uid, or -1 for all who came over `tcp:`."""
+        return self.uid
 
     @property
     def pidfd(self) -> int | None:
@@ -286,7 +294,11 @@ class Peers:
         Returns:
             The reason in words, or None: the peer is admitted.
         """
-        if self.is_anyone or peer.uid in self.uids:
+        if self.is_anyone:
+            return None
+        if not peer.has_credentials:
+            return f"the rule admits {self.describe()}, and over tcp: the kernel does not say who is calling"
+        if peer.uid in self.uids:
             return None
         if self.gids and (peer.gid in self.gids or not self.gids.isdisjoint(peer.groups)):
             return None

@@ -10,19 +10,31 @@ import errno
 import os
 import socket
 import stat
+from typing import TYPE_CHECKING
 
 from hostline.errors import AddressError
 from hostline.limits import DEFAULT_BACKLOG, DEFAULT_MODE
 from hostline.unix.activation import inherited_socket
-from hostline.unix.address import AbstractAddress, Address, InheritedAddress, PathAddress, SocketType, runtime_directory
+from hostline.unix.address import (
+    AbstractAddress,
+    Address,
+    InheritedAddress,
+    LoopbackAddress,
+    PathAddress,
+    SocketType,
+    runtime_directory,
+)
 from hostline.unix.credentials import Peers, checked_id, default_rule, gid_of, uid_of
 from hostline.unix.holders import in_use, probe
-from hostline.unix.options import allow_credentials, checked_type, forget_options
+from hostline.unix.options import allow_credentials, check_unix, checked_type, forget_options
 from hostline.unix.oserrors import translated
 from hostline.unix.socketfile import Owned, SocketFile
 from hostline.unix.sockets import open_socket, prepare_connection
 
-__all__ = ["Bound", "checked_backlog", "checked_file_options", "listening_socket"]
+if TYPE_CHECKING:
+    from hostline.unix.loopback.keyfile import KeyFile
+
+__all__ = ["Bound", "checked_backlog", "checked_file_options", "listening_socket", "prepare_runtime_directory"]
 
 
 class Bound:
@@ -37,9 +49,10 @@ class Bound:
         socket_type: `stream`, `seqpacket` or `datagram`.
         rule: Whom the file's mode admits, said a second time; for abstract names this user and root.
         is_inherited: Whether it came from the process that started us, to which the file belongs too.
+        key: The port and key of a loopback listener, whose connections must prove it; otherwise None.
     """
 
-    __slots__ = ("_file", "address", "is_inherited", "rule", "sock", "socket_type")
+    __slots__ = ("_file", "address", "is_inherited", "key", "rule", "sock", "socket_type")
 
     def __init__(
         self,
@@ -48,6 +61,7 @@ class Bound:
         socket_type: SocketType,
         rule: Peers,
         file: SocketFile | None = None,
+        key: KeyFile | None = None,
     ) -> None:
         """Take over a socket and its file.
 
@@ -57,12 +71,14 @@ class Bound:
             socket_type: Its type.
             rule: Who is admitted unless the caller says otherwise.
             file: Its socket file, or None where there is none or it is not ours.
+            key: What its key file says, where it has one.
         """
         self.sock = sock
         self.address = address
         self.socket_type = socket_type
         self.rule = rule
         self.is_inherited = isinstance(address, InheritedAddress)
+        self.key = key
         self._file = file
 
     def close(self) -> None:
@@ -136,6 +152,7 @@ def listening_socket(
             socket is not what was asked for.
         SocketError: The kernel refused; see `SocketFile` for the subclasses.
     """
+    check_unix(address)
     checked_type(socket_type)
     uid, gid = checked_file_options(address, mode, owner, group)
     backlog = checked_backlog(backlog, socket_type)
@@ -144,7 +161,7 @@ def listening_socket(
     if isinstance(address, AbstractAddress):
         return _at_abstract_name(address, socket_type, backlog, max_fds, credentials)
     wanted = DEFAULT_MODE if mode is None else mode
-    _prepare_runtime_directory(address, wanted)
+    prepare_runtime_directory(address, wanted)
     file = SocketFile.claim(address.path, socket_type)
     try:
         sock = _prepared_socket(socket_type, max_fds, credentials)
@@ -247,7 +264,7 @@ def checked_file_options(
 ) -> tuple[int | None, int | None]:
     """Return the user and group id that a socket file is asked to have; errors as for `listening_socket`."""
     _check_mode(mode)
-    if not isinstance(address, PathAddress):
+    if isinstance(address, AbstractAddress | InheritedAddress):
         _refuse_file_options(address, mode=mode, owner=owner, group=group)
     uid = uid_of(owner) if isinstance(owner, str) else None if owner is None else checked_id(owner, "owner")
     gid = gid_of(group) if isinstance(group, str) else None if group is None else checked_id(group, "group")
@@ -276,8 +293,13 @@ def _refuse_file_options(address: AbstractAddress | InheritedAddress, **options:
     raise AddressError(address.text, reason)
 
 
-def _prepare_runtime_directory(address: PathAddress, mode: int) -> None:
-    """Make the runtime directory if the address lies in it; refuse a mode for people whom its own mode keeps out."""
+def prepare_runtime_directory(address: PathAddress | LoopbackAddress, mode: int) -> None:
+    """Make the runtime directory if the address lies in it; refuse a mode for people whom its own mode keeps out.
+
+    Raises:
+        AddressError: The mode would let in others.
+        UnsafeDirectoryError: The directory is not private.
+    """
     directory = os.path.dirname(address.path)
     if not os.path.isabs(directory):
         return

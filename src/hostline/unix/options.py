@@ -13,14 +13,17 @@ import struct
 import sys
 import termios
 
+from hostline.errors import AddressError
 from hostline.limits import HARD_MAX_FDS
-from hostline.unix.address import SocketType
+from hostline.unix.address import Address, InheritedAddress, LoopbackAddress, SocketType
 from hostline.unix.oserrors import translate
 
 __all__ = [
     "allow_credentials",
     "allow_fds",
     "arrived_size",
+    "check_target",
+    "check_unix",
     "checked_max_fds",
     "checked_type",
     "disallow_fds",
@@ -38,6 +41,33 @@ _SO_PASSPIDFD = 76  # Linux 6.5
 _SO_PASSSEC = 34
 _SO_TIMESTAMP = 29
 _SO_TIMESTAMPNS = 35
+
+
+def check_unix(address: Address | str = "unix:") -> None:
+    """Refuse an address of loopback TCP, and every address where there are no Unix sockets.
+
+    Args:
+        address: What is to be bound or connected.
+
+    Raises:
+        AddressError: The text says what to use instead.
+    """
+    if isinstance(address, LoopbackAddress):
+        raise AddressError(address.text, "tcp: is for services and their clients, which prove its key; use a path")
+    if not hasattr(socket, "AF_UNIX"):
+        text = address if isinstance(address, str) else address.text
+        raise AddressError(text, "there are no Unix sockets here (no AF_UNIX); services can use tcp:NAME or tcp:PATH")
+
+
+def check_target(address: Address) -> None:
+    """Refuse an address that a Unix socket cannot be connected to.
+
+    Raises:
+        AddressError: It is of loopback TCP, or an inherited listening socket.
+    """
+    check_unix(address)
+    if isinstance(address, InheritedAddress):
+        raise AddressError(address.text, "is a listening socket that this process inherited; connect to its path")
 
 
 def forget_options(sock: socket.socket) -> None:
@@ -92,7 +122,9 @@ def checked_type(socket_type: SocketType) -> int:
 
     Raises:
         ValueError: The type is none of the three.
+        AddressError: There are no Unix sockets here.
     """
+    check_unix()
     try:
         return KERNEL_TYPES[socket_type]
     except KeyError:

@@ -25,7 +25,7 @@ import socket
 import stat
 import sys
 import weakref
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from hostline.errors import (
     AddressNotFoundError,
@@ -92,7 +92,7 @@ class SocketFile:
         _alive.add(self)
 
     @classmethod
-    def claim(cls, path: str, socket_type: SocketType, *, has_lock: bool = True) -> SocketFile:
+    def claim(cls, path: str, socket_type: SocketType, *, has_lock: bool = True) -> Self:
         """Take the lock of a path and clear away a socket that nobody holds any more.
 
         A world-writable directory without the sticky bit is refused: there everybody may rename or unlink our socket

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hostline.clock import Deadline, monotonic
-from hostline.errors import AddressError, ConnectTimeoutError, PeerRefusedError, SocketError
+from hostline.errors import ConnectTimeoutError, PeerRefusedError, SocketError
 from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
-from hostline.unix.options import checked_max_fds, checked_type, disallow_fds, mark_packets
+from hostline.unix.options import check_target, checked_max_fds, checked_type, disallow_fds, mark_packets
 from hostline.unix.oserrors import printable, translate
 
 __all__ = [
@@ -139,16 +139,15 @@ def kernel_address(address: Address) -> Iterator[bytes]:
     """Yield what `connect` and `sendto` must be given; a path that is too long is reached through its directory.
 
     Raises:
-        AddressError: The address is an inherited listening socket, which is no place to connect to.
+        AddressError: The address is no place that a Unix socket can be connected to.
         PathTooLongError: There is no way round the limit.
     """
+    check_target(address)
     if isinstance(address, PathAddress):
         with reachable(address.path) as raw:
             yield raw
     elif isinstance(address, AbstractAddress):
         yield b"\0" + address.name
-    else:
-        raise AddressError(address.text, "is a listening socket that this process inherited; connect to its path")
 
 
 def is_connected(sock: socket.socket) -> bool:
@@ -337,13 +336,14 @@ class Accepted(NamedTuple):
 
 
 def has_hung_up(fd: int) -> bool:
-    """Say whether the other side has closed, or for a listening socket whether somebody shut it down.
+    """Say whether the other side has closed or half-closed, or for a listening socket whether somebody shut it down.
 
     Args:
         fd: A socket's descriptor, also one that nobody reads now.
     """
     poller = select.poll()
-    poller.register(fd, 0)  # POLLHUP is reported without being asked for
+    # POLLHUP comes without being asked for. Of a TCP peer that has closed there is only the other at first.
+    poller.register(fd, getattr(select, "POLLRDHUP", 0))
     return bool(poller.poll(0))
 
 

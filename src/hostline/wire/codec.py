@@ -53,6 +53,7 @@ __all__ = [
     "encode_item",
     "encode_reply",
     "hello_version",
+    "own_features",
     "result_decoder",
     "split_call",
 ]
@@ -87,6 +88,11 @@ _DEADLINE: Final = int(Flag.DEADLINE)
 _NAMED: Final = int(Flag.NAMED)
 _STREAM: Final = int(Flag.STREAM)
 _ITEM: Final = int(Kind.ITEM)
+
+
+def own_features(has_descriptors: bool) -> list[str]:
+    """Return what this side names in its hello, with or without descriptors."""
+    return [name for name in FEATURES if has_descriptors or name != "descriptors"]
 
 
 class ClientHello(msgspec.Struct, kw_only=True):

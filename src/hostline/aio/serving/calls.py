@@ -136,6 +136,10 @@ class Calls:
         if frame.fds and not method.signature.takes_attached:
             self._refuse_fds(frame, method)
             return
+        if frame.fds and not self._charge_fds(frame):
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
+            return
         deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
         call = RunningCall(self, call_id, method, payload, is_named, deadline, frame.fds)
         if method.execution is Execution.INLINE:
@@ -149,7 +153,7 @@ class Calls:
         verdict = self._server.admission.arrive(self._session, call_id, call, self._account.calls)
         if verdict is not Verdict.RUN and (refusal := self._refusal(verdict, call)) is not None:
             self._server.counts.overloaded += 1
-            close_all(frame.fds)
+            close_all(call.take_fds())
             self.fail(call_id, ErrorCode.OVERLOADED, refusal)
             return
         self.open[call_id] = call
@@ -326,8 +330,21 @@ class Calls:
         else:
             close_attached(frame)
 
-    def item_taken(self, call: RunningCall, size: int) -> None:
+    def _charge_fds(self, frame: Frame) -> bool:
+        """Charge what came with a frame until a handler has it; False, and all is closed, if that is too much."""
+        if self._session.holding.charge_descriptors(len(frame.fds)):
+            return True
+        close_all(frame.fds)
+        return False
+
+    def release_fds(self, count: int) -> None:
+        """Take descriptors off the account: a handler has them, or they are closed."""
+        if count and not self._session.is_closed:
+            self._session.holding.release_descriptors(count)
+
+    def item_taken(self, call: RunningCall, size: int, fd_count: int = 0) -> None:
         """Note that a handler took an item of its argument, for which its caller may send more."""
+        self.release_fds(fd_count)
         if not call.is_ended:
             self._hold(call, -size)
             if self._protocol.taken(call.call_id, size):
@@ -379,9 +396,9 @@ class Calls:
         self.fail(call.call_id, code, str(reason) if reason else f"{call.method.name} was cancelled")
         self._stop(call, reason)
 
-    def _turn_down(self, call: RunningCall) -> None:
-        """Answer a waiting call whose items would make a full account fuller."""
-        text = self._server.accounts.bytes_text(self._account)
+    def _turn_down(self, call: RunningCall, text: str) -> None:
+        """Answer a call whose items would make a full account fuller."""
+        self._server.counts.overloaded += 1
         self._abort(call, ErrorCode.OVERLOADED, OverloadedError(text))
 
     def _fail_soon(self, call: RunningCall, error: CallError) -> None:
@@ -412,9 +429,7 @@ class Calls:
     def _end(self, call: RunningCall) -> None:
         """Take a call off the books: from here on nothing it does is answered."""
         call.is_ended = True
-        if call.fds:
-            close_all(call.fds)
-            call.fds = ()
+        close_all(call.take_fds())
         self.open.pop(call.call_id, None)
         if call.timer is not None:
             call.timer.cancel()
@@ -441,9 +456,11 @@ class Calls:
                     self._refuse_fds(frame, call.method)
                     return
                 if self._account.is_full and call.context is None:
-                    self._server.counts.overloaded += 1
                     close_all(frame.fds)
-                    self._turn_down(call)
+                    self._turn_down(call, self._server.accounts.bytes_text(self._account))
+                    return
+                if frame.fds and not self._charge_fds(frame):
+                    self._turn_down(call, self._server.accounts.descriptors_text(self._account))
                     return
                 self._hold(call, frame.cost)
                 call.inlet.deliver(frame)

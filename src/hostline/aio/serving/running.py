@@ -99,6 +99,12 @@ class RunningCall:
         self.inlet: Inlet | None = None  # of the argument that is a stream
         self.outlet: Outlet | None = None  # of a result that is one
 
+    def take_fds(self) -> Sequence[Fd]:
+        """Return what came with the arguments, once, and take it off the account."""
+        fds, self.fds = self.fds, ()
+        self.calls.release_fds(len(fds))
+        return fds
+
     def let_go(self) -> None:
         """Hold nothing of the handler any more: what it held may be descriptors, which are to close now."""
         if self.inlet is not None:

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from hostline.aio.serving.bounds.accounts import Accounts
 from hostline.aio.serving.bounds.mapped import MappedBuffers
+from hostline.aio.serving.doorkeeper import Doorkeeper
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.aio.serving.takeover import Offering
@@ -38,9 +39,10 @@ from hostline.rpc.settings import ServerSettings
 from hostline.rpc.workers import Workers
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
+from hostline.unix.loopback.peer import KeyPeer
 from hostline.unix.oserrors import translate
 from hostline.unix.sockets import Accepted, accept_peer
-from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello
+from hostline.wire.codec import GoawayCode, ServerHello, encode_farewell, encode_hello, own_features
 
 __all__ = ["Server"]
 
@@ -81,12 +83,14 @@ class Server:
         self.hello = encode_hello(
             ServerHello(
                 service=service.name,
+                features=own_features(bound.key is None),
                 methods=[method.entry for method in self.methods],
                 max_frame_size=self.max_frame_size,
             )
         )
         takes_fds = any(method.signature.takes_attached for method in self.methods)
-        self.max_fds = MAX_FDS_PER_FRAME if takes_fds else 0
+        self.has_descriptors = bound.key is None
+        self.max_fds = MAX_FDS_PER_FRAME if takes_fds and self.has_descriptors else 0
         self.mapped = MappedBuffers()
         self.counts = CallCounts()
         self.stopping = Stopping()
@@ -96,6 +100,7 @@ class Server:
         )
         self._bound = bound
         self._accepting = Accepting(bound.address.text)
+        self._door = Doorkeeper.of(bound, service.name, self._let_in, self._on_acceptable)
         self._sessions: set[Session] = set()
         self._by_method: dict[str, int] = {}
         self._connections_total = 0
@@ -133,7 +138,7 @@ class Server:
         self._started_at = monotonic()
         self.loop.add_reader(self._bound.sock.fileno(), self._on_acceptable)
         _live.add(self)
-        if self.settings.offer_takeover:
+        if self.settings.offer_takeover and self._door is None:
             self._offering = Offering(self.loop, self._bound, self.service.name, self._taken_over)
         logger.log(self._log_level, "serving %s on %s", self.service.name, self.address)
 
@@ -203,7 +208,14 @@ class Server:
             self._accepting.succeeded()
             self._welcome(accepted)
 
+    def _let_in(self, sock: socket.socket) -> None:
+        self._accepting.succeeded()
+        self._welcome(Accepted(sock, KeyPeer(), None))
+
     def _accept(self) -> Accepted | None:
+        if self._door is not None:
+            self._door.accept()
+            return None
         return accept_peer(self._bound.sock, self._allow, "stream", max_fds=self.max_fds)
 
     def _rest(self, error: OSError) -> None:
@@ -242,7 +254,7 @@ class Server:
             return GoawayCode.SHUTDOWN, f"{self.service.name} is shutting down"
         if reason is not None:
             return GoawayCode.REFUSED, f"{self.service.name}: {reason}"
-        refusal = self.accounts.quotas.refusal(peer.uid, monotonic())
+        refusal = self.accounts.quotas.refusal(peer.account, monotonic())
         if refusal is None:
             return None
         return GoawayCode.BUSY if refusal.is_passing else GoawayCode.LIMIT, f"{self.service.name}: {refusal.reason}"
@@ -266,12 +278,14 @@ class Server:
         if self._taken_by is not None:
             return
         self._look_away()
+        if self._door is not None:
+            self._door.close()
         self._bound.unlink()
         if not self._is_listening or self._bound.is_inherited:
             return  # a lent socket lives on in whoever lent it: its backlog is for the next server
         with contextlib.suppress(OSError):
             # No more than the backlog can hold: an abstract name has no file to unlink, so that others go on coming.
-            for _ in range(DEFAULT_BACKLOG):
+            for _ in range(DEFAULT_BACKLOG if self._door is None else 0):
                 accepted = self._accept()
                 if accepted is None:
                     break
@@ -301,6 +315,8 @@ class Server:
         """
         if not self._closed.is_set():
             self._bound.abandon()
+            if self._door is not None:
+                self._door.abandon()
             for session in self._sessions:
                 session.abandon()
 
@@ -394,7 +410,7 @@ class Server:
             uptime=monotonic() - self._started_at,
             connections=len(self._sessions),
             connections_total=self._connections_total,
-            connections_refused=self._connections_refused,
+            connections_refused=self._connections_refused + (self._door.refused_count if self._door else 0),
             calls=counts,
             methods=dict(self._by_method),
             users=self.accounts.stats(),

@@ -16,7 +16,7 @@ from hostline.aio.serving.takeover import listen_or_take_over
 from hostline.aio.serving.topics import Topic, topic_handler
 from hostline.aio.serving.workers.supervising import BROKEN_SOCKET, Supervisor, check_workers
 from hostline.aio.serving.workers.worker import Worker, WorkerServer
-from hostline.errors import SocketError
+from hostline.errors import AddressError, SocketError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
@@ -32,9 +32,10 @@ from hostline.limits import (
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
 from hostline.rpc.takeover.asking import Wanted
-from hostline.unix.address import Address, parse_address
+from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
 from hostline.unix.listening import Bound
+from hostline.unix.loopback.sockets import loopback_listener
 
 __all__ = ["Service", "Serving", "run_in_workers"]
 
@@ -182,8 +183,10 @@ class Service(ServiceBase):
 
         async def make() -> Server:
             if takeover:
+                if isinstance(wanted.address, LoopbackAddress):
+                    raise AddressError(wanted.address.text, "a tcp: socket is not taken over; stop its server first")
                 return await listen_or_take_over(wanted, self.name, prepare)
-            bound = wanted.listen()
+            bound = _listen(wanted, allow)
             try:
                 return prepare(bound)
             except BaseException:
@@ -277,6 +280,14 @@ class Service(ServiceBase):
         )  # fmt: skip
 
 
+def _listen(wanted: Wanted, allow: Peers | None) -> Bound:
+    if not isinstance(wanted.address, LoopbackAddress):
+        return wanted.listen()
+    return loopback_listener(
+        wanted.address, mode=wanted.mode, owner=wanted.owner, group=wanted.group, backlog=wanted.backlog, allow=allow
+    )
+
+
 def run_in_workers(
     name: str,
     load: Callable[[], Service],
@@ -326,4 +337,4 @@ def run_in_workers(
                 raise
             raise SystemExit(BROKEN_SOCKET) from error
 
-    Supervisor(name, wanted.listen(), count, grace=settings.grace, work=work).run()
+    Supervisor(name, _listen(wanted, allow), count, grace=settings.grace, work=work).run()

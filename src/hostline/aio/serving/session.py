@@ -110,8 +110,8 @@ class Session:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = server.loop
-        self.holding = server.accounts.open(self, peer.uid)
-        self._protocol = ServerConnection(server.hello, server.max_frame_size, server.max_fds)
+        self.holding = server.accounts.open(self, peer.account)
+        self._protocol = ServerConnection(server.hello, server.max_frame_size, server.max_fds, server.has_descriptors)
         self._max_fds = server.max_fds
         if server.max_fds:
             allow_fds(sock)

@@ -189,9 +189,11 @@ class Inlet(_Gate):
         """Let nobody wait any more, and close the descriptors of items that nobody takes."""
         super().end(reason)
         with self.changed:
-            for frame in self._frames:
-                close_all(frame.fds)
+            frames = list(self._frames)
             self._frames.clear()
+        for frame in frames:
+            close_all(frame.fds)
+            self.call.calls.release_fds(frame.fd_count)
 
     def complete(self) -> None:
         """Note that the caller has sent all."""
@@ -226,7 +228,7 @@ class TaskInlet(Inlet):
         if self.reason is not None:
             raise self.reason
         frame = self._frames.popleft()
-        self.call.calls.item_taken(self.call, frame.cost)
+        self.call.calls.item_taken(self.call, frame.cost, frame.fd_count)
         return self._decode(frame)
 
 
@@ -245,5 +247,5 @@ class WorkerInlet(Inlet):
             if self.reason is not None:
                 raise self.reason
             frame = self._frames.popleft()
-        self.call_soon(self.call.calls.item_taken, self.call, frame.cost)
+        self.call_soon(self.call.calls.item_taken, self.call, frame.cost, frame.fd_count)
         return self._decode(frame)

@@ -18,7 +18,7 @@ def path(address: Address) -> None:
     """Print where an address leads.
 
     For a bare name that is a path, which programs other than hostline can use. Nothing is made or opened. An
-    abstract name is printed as unix:@NAME.
+    abstract name is printed as unix:@NAME. For a tcp: address it is the path of its key file.
 
     Bare names live in $HOSTLINE_RUNTIME_DIR; unless that is set, in /run/hostline for root, whatever
     XDG_RUNTIME_DIR says, and for everybody else in hostline below $XDG_RUNTIME_DIR or /run/user/UID.
@@ -26,10 +26,10 @@ def path(address: Address) -> None:
     import os
     import sys
 
-    from hostline.unix.address import PathAddress, parse_address
+    from hostline.unix.address import LoopbackAddress, PathAddress, parse_address
 
     found = parse_address(address)
-    text = found.path if isinstance(found, PathAddress) else found.text
+    text = found.path if isinstance(found, PathAddress | LoopbackAddress) else found.text
     if is_terminal(sys.stdout):
         print(escape(text, keep=""))
     else:

@@ -25,6 +25,7 @@ from hostline.wire.codec import (
     encode_hello,
     encode_item,
     hello_version,
+    own_features,
 )
 from hostline.wire.frame import Flag, Frame, Kind, encode_frame
 
@@ -60,6 +61,7 @@ class ClientConnection(Connection):
         max_frame_size: Largest payload taken, in bytes.
         attachments: Makes what takes descriptors and buffers out of one frame, from the largest payload that the server
             takes and whether descriptors can travel to it.
+        has_descriptors: Whether this connection can carry descriptors: over `tcp:` it cannot, and does not offer it.
 
     Attributes:
         hello: What the server said of itself, or None before that.
@@ -74,6 +76,7 @@ class ClientConnection(Connection):
         program: str = "",
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         attachments: Callable[[int, bool], Attach] | None = None,
+        has_descriptors: bool = True,
     ) -> None:
         super().__init__(max_frame_size)
         self._attachments = attachments
@@ -91,7 +94,10 @@ class ClientConnection(Connection):
         self._idempotent: frozenset[str] = frozenset()
         self._last_id = 0
         self._peer_max_frame_size = max_frame_size
-        self._outgoing.append(encode_hello(ClientHello(max_frame_size=max_frame_size, program=program)))
+        features = own_features(has_descriptors)
+        self._outgoing.append(
+            encode_hello(ClientHello(features=features, max_frame_size=max_frame_size, program=program))
+        )
 
     @property
     def is_usable(self) -> bool:

@@ -56,6 +56,7 @@ class ServerConnection(Connection):
         hello: What the service says of itself.
         max_frame_size: Largest payload taken, in bytes.
         max_fds: Descriptors that one frame may bring.
+        has_descriptors: Whether this connection can carry descriptors at all: over `tcp:` it cannot.
 
     Attributes:
         client: What the client said of itself, or None before that.
@@ -66,8 +67,15 @@ class ServerConnection(Connection):
 
     role = Role.SERVER
 
-    def __init__(self, hello: bytes, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE, max_fds: int = 0) -> None:
+    def __init__(
+        self,
+        hello: bytes,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_fds: int = 0,
+        has_descriptors: bool = True,
+    ) -> None:
         super().__init__(max_frame_size, max_fds)
+        self._has_descriptors = has_descriptors
         self.client: ClientHello | None = None
         self.in_flight: set[int] = set()
         self._windows: dict[int, Window | None] = {}  # of calls with an argument that is a stream; None once it ended
@@ -120,7 +128,7 @@ class ServerConnection(Connection):
     @property
     def takes_descriptors(self) -> bool:
         """Whether the client can be sent descriptors."""
-        return "descriptors" in self._features
+        return self._has_descriptors and "descriptors" in self._features
 
     def finish(self, call_id: int) -> bool:
         """Take a call out of flight; False if it was answered before, and nothing may be sent for it."""

@@ -72,6 +72,11 @@ class Refusal(NamedTuple):
     reason: str
 
 
+def owner_in_words(uid: int) -> str:
+    """Return whose account it is: a uid's, or that of all who came over `tcp:` and so have none."""
+    return f"uid {uid}" if uid >= 0 else "whoever holds the tcp: key"
+
+
 class Account:
     """What is charged to one uid.
 
@@ -127,6 +132,11 @@ class Account:
         self.is_closed = False
         self.holdings: set[Holding] = set()
         self.line: OrderedDict[Holding, None] = OrderedDict()
+
+    @property
+    def who(self) -> str:
+        """Whose it is, in words."""
+        return owner_in_words(self.uid)
 
     @property
     def is_zero(self) -> bool:
@@ -259,10 +269,11 @@ class Quotas:
         account = self.accounts.get(uid)
         if account is not None and account.connections >= bounds.connections_per_uid:
             most = bounds.connections_per_uid
-            return Refusal(False, f"uid {uid} has {most} connections, its most: max_connections_per_uid")
+            return Refusal(False, f"{owner_in_words(uid)} has {most} connections, its most: max_connections_per_uid")
         rate = bounds.connection_rate_per_uid
         if rate is not None and not self._take_token(uid, rate, now):
-            text = f"uid {uid} makes more than {rate:g} connections a second, its most: max_connection_rate_per_uid"
+            who = owner_in_words(uid)
+            text = f"{who} makes more than {rate:g} connections a second, its most: max_connection_rate_per_uid"
             return Refusal(True, text)
         return None
 

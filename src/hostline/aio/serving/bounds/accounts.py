@@ -109,13 +109,18 @@ class Accounts:
         """Say that a user has as many calls as it may."""
         most = self._server.admission.max_calls
         name = self._server.service.name
-        return f"uid {account.uid} has {most} calls running or waiting at {name}, its most: max_calls_per_uid"
+        return f"{account.who} has {most} calls running or waiting at {name}, its most: max_calls_per_uid"
+
+    def descriptors_text(self, account: Account) -> str:
+        """Say that as many descriptors wait for a user's handlers as may be."""
+        most = account.bounds.descriptors_per_uid
+        return f"{most} descriptors of {account.who} wait at {self._server.service.name}, the most: try again"
 
     def bytes_text(self, account: Account) -> str:
         """Say that as much is kept for a user as may be."""
         most = account.bounds.buffered_per_uid
         name = self._server.service.name
-        return f"{name} keeps {most} bytes for uid {account.uid}, its most: max_buffered_per_uid"
+        return f"{name} keeps {most} bytes for {account.who}, its most: max_buffered_per_uid"
 
     def stats(self) -> list[UserStats]:
         """Return what is charged to each user now."""

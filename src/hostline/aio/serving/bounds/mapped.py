@@ -8,6 +8,7 @@ from functools import partial
 from hostline.aio.serving.running import RunningCall
 from hostline.errors import DescriptorError
 from hostline.limits import MAX_MAPPED_PER_UID
+from hostline.protocol.serving.quotas import owner_in_words
 from hostline.rpc.attachments import ArrivedValues
 from hostline.rpc.dispatch import Invocation, bind
 
@@ -35,8 +36,7 @@ class MappedBuffers:
         """
         if not call.fds:
             return bind(call.method, call.payload, call.is_named, call.context, call.inlet)
-        arrived = ArrivedValues(call.fds, call.method.fd_kinds, partial(self._charge, call))
-        call.fds = ()
+        arrived = ArrivedValues(call.take_fds(), call.method.fd_kinds, partial(self._charge, call))
         try:
             return bind(call.method, call.payload, call.is_named, call.context, call.inlet, arrived)
         except BaseException:
@@ -44,17 +44,19 @@ class MappedBuffers:
             raise
 
     def _charge(self, call: RunningCall, size: int) -> None:
-        uid = call.calls.peer.uid
+        uid = call.calls.peer.account
         total = self._by_uid.get(uid, 0) + size
         if total > MAX_MAPPED_PER_UID:
-            reason = f"buffers of uid {uid} would take {total} bytes here, and {MAX_MAPPED_PER_UID} are the most"
+            reason = (
+                f"buffers of {owner_in_words(uid)} would take {total} bytes here, and {MAX_MAPPED_PER_UID} are the most"
+            )
             raise DescriptorError(errno.EDQUOT, reason)
         self._by_uid[uid] = total
         call.mapped += size
 
     def release(self, call: RunningCall) -> None:
         """Take a call's buffers off the account: it has ended."""
-        uid = call.calls.peer.uid
+        uid = call.calls.peer.account
         left = self._by_uid.get(uid, 0) - call.mapped
         call.mapped = 0
         if left > 0:
