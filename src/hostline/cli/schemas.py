@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from hostline.rpc.builtin import MethodDescription, ServiceDescription
-from hostline.rpc.contract.schemas import extension, mapping, string_kind
+from hostline.rpc.contract.schemas import descriptor_kinds, extension, fd_text, mapping, string_kind
 
 __all__ = ["as_json", "decode_base64", "definition_text", "method_text", "type_text"]
 
@@ -147,6 +147,8 @@ def type_text(schema: Schema, depth: int = 0) -> str:
         return "..."
     if "$ref" in schema:
         return _reference(schema)
+    if (kinds := descriptor_kinds(schema)) is not None:
+        return fd_text(kinds)
     if "anyOf" in schema:
         return " | ".join(dict.fromkeys(type_text(option, depth + 1) for option in schema["anyOf"]))
     if "enum" in schema or "const" in schema:
