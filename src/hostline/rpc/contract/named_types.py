@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from hostline.rpc.contract.schemas import MAX_DEPTH, Schema, extension, mapping, reference
 
 __all__ = ["Types"]
+
+# Parts of schemas that are looked through for descriptors: about a second of work, more than honest services need.
+_MAX_PARTS: Final = 1_000_000
+# Keywords with values in them, not schemas.
+_VALUES: Final = frozenset({"default", "examples", "enum", "const"})
 
 
 class Types:
@@ -20,6 +25,7 @@ class Types:
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self._definitions = {name: mapping(schema) for name, schema in definitions.items()}
+        self._parts_left = _MAX_PARTS
 
     def resolve(self, schema: Schema) -> Schema:
         """Return what a schema refers to, or itself."""
@@ -36,7 +42,7 @@ class Types:
         users: dict[str, set[str]] = {}
         waiting = []
         for name, schema in self._definitions.items():
-            is_direct, names = _attached_and_references(schema)
+            is_direct, names = self._attached_and_references(schema)
             for used in names:
                 users.setdefault(used, set()).add(name)
             if is_direct:
@@ -50,23 +56,29 @@ class Types:
         return found
 
     def holds_attached(self, schema: Schema) -> bool:
-        """Say whether values of a type may hold descriptors or buffers."""
-        is_direct, names = _attached_and_references(schema)
+        """Say whether values of a type may hold descriptors or buffers; true also of types too large to look at."""
+        is_direct, names = self._attached_and_references(schema)
         return is_direct or not names.isdisjoint(self._with_attached)
 
-
-def _attached_and_references(schema: Schema) -> tuple[bool, set[str]]:
-    """Say whether a descriptor or a buffer is written out in a schema, and name the definitions it refers to."""
-    names: set[str] = set()
-    waiting: list[Any] = [schema]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, list):
-            waiting += part
-        elif isinstance(part, Mapping):
+    def _attached_and_references(self, schema: Schema) -> tuple[bool, set[str]]:
+        """Say whether a descriptor or a buffer is written out in a schema, and name the definitions it refers to."""
+        names: set[str] = set()
+        seen: set[int] = set()
+        waiting: list[Any] = [schema]
+        while waiting:
+            part = waiting.pop()
+            if not isinstance(part, list | Mapping) or id(part) in seen:
+                continue
+            seen.add(id(part))
+            self._parts_left -= 1
+            if self._parts_left < 0:
+                return True, names
+            if isinstance(part, list):
+                waiting += part
+                continue
             if extension(part).get("type") in ("fd", "buffer"):
                 return True, names
             if (name := reference(part)) is not None:
                 names.add(name)
-            waiting += [value for key, value in part.items() if key not in ("default", "examples", "enum", "const")]
-    return False, names
+            waiting += [value for key, value in part.items() if key not in _VALUES]
+        return False, names
