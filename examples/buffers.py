@@ -2,7 +2,7 @@
 
 Prints:
 
-    the mean of 4000000 numbers is 0.5...
+    the mean of 4000000 numbers is 0.499...
     8000000 numbers came back, read-only: True
     Arrow sees ... bytes at the same address
 """

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving import ServerThread
 
 import hostline
+from tests.serving import ServerThread
 
 pytestmark = pytest.mark.ci_required
 
