@@ -397,3 +397,13 @@ def test_an_old_caller_s_call_fails_on_a_field_with_a_descriptor_it_does_not_kno
         with pytest.raises(hostline.InvalidResultError, match="no value names"):
             line.call("entry", str(file), returns=Plain)
         assert line.call("size", entry(str(file))) == 3_000_005, "the connection is whole"
+
+
+def test_what_a_method_does_not_take_is_refused_before_it_is_sent(file: Path, sock_dir: Path) -> None:
+    """A value of type `Any` has no place for it either, which is why diff calls that breaking."""
+    with ServerThread(archive, sock_dir / "x"), hostline.connect(sock_dir / "x") as line:
+        with hostline.Fd(os.open(file, os.O_RDONLY)) as fd:
+            for value, name in ((fd, "Fd"), (hostline.Buffer(b"x"), "Buffer")):
+                for argument in (value, [value], {"a": value}):
+                    with pytest.raises(hostline.InvalidArgumentError, match=f"type {name} cannot be sent here"):
+                        line.call("open_file", argument)
