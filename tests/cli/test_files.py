@@ -52,6 +52,14 @@ def failure_of(*arguments: object, input: bytes = b"") -> tuple[int, str]:
     return done.returncode, done.stderr.decode()
 
 
+def test_describe_shows_what_is_a_descriptor_and_what_a_buffer(archive: Path) -> None:
+    done = hostline("describe", archive)
+    lines = [line.strip() for line in done.stdout.decode().splitlines()]
+    assert "open_directory(path: str) -> Fd (directory)" in lines
+    assert "sizes(files: stream of Fd, least: int = 0) -> stream of int" in lines
+    assert "double(data: Buffer) -> Buffer" in lines
+
+
 # --- arguments -----------------------------------------------------------------------------------------
 
 
