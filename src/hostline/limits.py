@@ -48,7 +48,10 @@ FD_COST = 4 << 10
 # --- buffers ---------------------------------------------------------------------------------------
 
 # Bytes of a `Buffer` up to which it travels in the frame, where it fits; above, in sealed memory. Measured by
-# benchmarks/buffers.py: making and filling fresh memory costs more than two copies through the socket up to about here.
+# benchmarks/buffers.py with a blocking client: up to about 2 MiB sealed memory makes results dearer (1.6 times) and
+# arguments cheaper (0.9 times at 512 KiB, 0.76 at 1 MiB), both together about the same; at 8 MiB an argument costs a
+# third. The bound is lower than that because a frame holds up every other call on its connection, and its buffers leave
+# half of the usual frame to the rest.
 INLINE_BUFFER = 512 << 10
 
 # Bytes of one `Buffer`. A sparse file of any size costs its sender nothing and its reader everything.

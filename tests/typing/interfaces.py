@@ -6,8 +6,8 @@ that is an error too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, assert_type
+from collections.abc import Callable, Iterator
+from typing import Annotated, Protocol, assert_type
 
 import msgspec
 
@@ -79,6 +79,60 @@ async def asynchronous() -> None:
     assert_type(awaited, AsyncPayments)
     async with hostline.aio.connect("payments") as line:
         assert_type(line, hostline.aio.Line)
+
+
+Directory = Annotated[hostline.Fd, hostline.fd_kinds("directory")]
+
+
+class Archive(hostline.Interface, Protocol):
+    """A service that takes and gives descriptors and large bytes."""
+
+    def store(self, data: hostline.Buffer) -> hostline.Fd: ...
+
+    def load(self, file: hostline.Fd) -> hostline.Buffer: ...
+
+    def open_directory(self, path: str) -> Directory: ...
+
+    def parts(self, files: Iterator[hostline.Fd]) -> Iterator[hostline.Buffer]: ...
+
+
+class AsyncArchive(hostline.aio.Interface, Protocol):
+    """The same service, for asyncio."""
+
+    async def store(self, data: hostline.Buffer) -> hostline.Fd: ...
+
+    async def load(self, file: hostline.Fd) -> hostline.Buffer: ...
+
+
+def descriptors_and_buffers(data: bytearray) -> None:
+    """Send what has bytes, and use what came as a memoryview."""
+    with hostline.connect("archive", Archive) as archive:
+        with archive.store(hostline.Buffer(data)) as file:
+            assert_type(file, hostline.Fd)
+            assert_type(file.kind == "memfd", bool)
+            received = archive.load(file)
+            assert_type(received, hostline.Buffer)
+            assert_type(len(received), int)
+            assert_type(received.tobytes(), bytes)
+            assert_type(memoryview(received)[1:3].tobytes(), bytes)
+            assert_type(bytes(received), bytes)
+            archive.store(received)  # wrapped or not, whatever came can be sent on
+        with archive.open_directory("/") as directory:
+            assert_type(directory, hostline.Fd)
+        for part in archive.parts(iter([archive.open_directory("/")])):
+            assert_type(part, hostline.Buffer)
+        archive.store(3)  # type: ignore[arg-type]
+        archive.load(hostline.Buffer(data))  # type: ignore[arg-type]
+        received[0] = 1  # type: ignore[index]
+    hostline.fd_kinds("folder")  # type: ignore[arg-type]
+
+
+async def descriptors_and_buffers_on_asyncio() -> None:
+    """Do the same from asyncio."""
+    async with hostline.aio.connect("archive", AsyncArchive) as archive:
+        with await archive.store(hostline.Buffer(b"x")) as file:
+            assert_type(await archive.load(file), hostline.Buffer)
+        await archive.store("x")  # type: ignore[arg-type]
 
 
 service = hostline.Service("payments")

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hostline.cli.exits import CommandError, ExitCode, UsageError
-from hostline.errors import CallError
+from hostline.cli.files import Files
+from hostline.cli.schemas import ANYTHING
 from hostline.limits import READ_SIZE
 from hostline.rpc.builtin import MethodDescription, ParameterDescription, ServiceDescription
 
 if TYPE_CHECKING:
     from hostline.aio import Line as AsyncLine
-    from hostline.sync import Line
 
 __all__ = ["Conversation", "Streams", "streams_of"]
 
@@ -44,16 +44,20 @@ class Streams(NamedTuple):
         service: All of its description, for the types that the method names.
         method: The method.
         parameter: The one that is a stream, if any is.
+        files: Opens the files that arguments name.
+        input_files: Opens those that items name.
     """
 
     service: ServiceDescription
     method: MethodDescription
     parameter: ParameterDescription | None
+    files: Files
+    input_files: Files
 
     def arguments(
         self, args: tuple[Any, ...], keywords: dict[str, Any] | None, items: Any = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return all arguments of a call, those in base64 decoded where the method takes bytes.
+        """Return all arguments of a call, with bytes, buffers and descriptors where the method takes them.
 
         Args:
             args: By position, without the stream.
@@ -63,55 +67,53 @@ class Streams(NamedTuple):
         Raises:
             UsageError: The stream itself was given by its name.
         """
-        from hostline.cli.schemas import decode_base64
-
         named = dict(keywords or {})
         if self.parameter is None:
-            return self._decoded(decode_base64, args, named)
+            return self._typed(args, named)
         name = self.parameter.name
         if name in named:
             raise UsageError(f"{name} is a stream: its items are lines of standard input, a JSON value each")
         places = [p.name for p in self.method.parameters if p.is_positional]
         place = places.index(name) if self.parameter.is_positional else len(args) + 1
         if place > len(args) or (named and self.parameter.is_named):
-            args, named = self._decoded(decode_base64, args, {**named, name: None})
+            args, named = self._typed(args, {**named, name: None})
             return args, {**named, name: items}
-        args, named = self._decoded(decode_base64, (*args[:place], None, *args[place:]), named)
+        args, named = self._typed((*args[:place], None, *args[place:]), named)
         return (*args[:place], items, *args[place + 1 :]), named
 
     def item(self, value: Any) -> Any:
-        """Return an item of the argument, texts in base64 decoded where it holds bytes."""
-        from hostline.cli.schemas import decode_base64
+        """Return an item of the argument, with bytes, buffers and descriptors where it holds them."""
+        from hostline.cli.schemas import typed_arguments
 
         if self.parameter is None:
             return value
-        _, keywords = self._decoded(decode_base64, (), {self.parameter.name: value})
-        return keywords[self.parameter.name]
+        name = self.parameter.name
+        _, keywords = typed_arguments(self.service, self.method.name, (), {name: value}, self.input_files)
+        return value if keywords is None else keywords[name]
 
-    def _decoded(
-        self, decode: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        found: tuple[tuple[Any, ...], dict[str, Any]] | None
-        found = decode(self.service, self.method.name, args, keywords)
-        return found or (args, keywords)
+    def _typed(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        from hostline.cli.schemas import typed_arguments
+
+        args, typed = typed_arguments(self.service, self.method.name, args, keywords, self.files)
+        return args, typed or {}
 
 
-def streams_of(line: Line, method: str) -> Streams | None:
-    """Ask a service about a method's streams; None if it has none, or if the service does not tell.
+def streams_of(service: ServiceDescription, method: str, files: Files, input_files: Files) -> Streams | None:
+    """Return what a service says of a method's streams; None if it has none.
 
     Args:
-        line: Where to.
+        service: What it says of itself.
         method: The method's name.
+        files: Opens the files that arguments name.
+        input_files: Opens those that items name.
     """
-    try:
-        service: ServiceDescription = line.invoke("hostline.describe", returns=ServiceDescription)
-    except CallError:
-        return None
     described = next((candidate for candidate in service.methods if candidate.name == method), None)
     if described is None:
         return None
     parameter = next((p for p in described.parameters if p.is_stream), None)
-    return Streams(service, described, parameter) if described.streams_result or parameter is not None else None
+    if not described.streams_result and parameter is None:
+        return None
+    return Streams(service, described, parameter, files, input_files)
 
 
 @dataclass
@@ -157,9 +159,9 @@ class Conversation:
         args, keywords = self.streams.arguments(self.args, self.keywords, self._items())
         async with await connect() as line:
             if not self.streams.method.streams_result:
-                self.show(await line.invoke(name, args, keywords, timeout=self.timeout))
+                self.show(await line.invoke(name, args, keywords, returns=ANYTHING, timeout=self.timeout))
                 return
-            async with line.open_stream(name, args, keywords, timeout=self.timeout) as results:
+            async with line.open_stream(name, args, keywords, returns=ANYTHING, timeout=self.timeout) as results:
                 async for item in results:
                     self._shown_count += 1
                     self.show(item)

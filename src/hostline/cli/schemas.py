@@ -1,4 +1,4 @@
-"""JSON for values, and JSON Schemas for people: one line of Python-like text for a type or a method.
+"""JSON for values, values for JSON, and JSON Schemas for people: a line of Python-like text for a type or a method.
 
 Knows what `hostline.describe` gives. Everything in it was written by the service, so that callers escape what they
 print of it.
@@ -10,16 +10,23 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 
+from hostline.cli.files import Files, fd_summary
+from hostline.rpc.attachments import fd_kinds
 from hostline.rpc.builtin import MethodDescription, ServiceDescription
-from hostline.rpc.contract.schemas import extension, mapping, string_kind
+from hostline.rpc.contract.schemas import descriptor_kinds, extension, fd_text, mapping, string_kind
+from hostline.unix.passing.descriptors import DescriptorKind, Fd
+from hostline.unix.passing.memory import Buffer
 
-__all__ = ["as_json", "decode_base64", "definition_text", "method_text", "type_text"]
+__all__ = ["ANYTHING", "as_json", "definition_text", "method_text", "type_text", "typed_arguments"]
 
 Schema = Mapping[str, Any]
+
+# What the command takes as a result: descriptors of every kind too, because it looks before it reads.
+ANYTHING = Annotated[Any, fd_kinds(*get_args(DescriptorKind))]
 
 # Levels of a schema that are written out; a deeper one comes from a service that means no good.
 _MAX_DEPTH = 20
@@ -29,12 +36,12 @@ _MAX_DEPTH = 20
 
 
 def as_json(value: Any) -> bytes:
-    """Return a value that came as MessagePack as JSON: bytes in base64, times as in ISO 8601.
+    """Return a value that came as MessagePack as JSON: bytes in base64, times as in ISO 8601, descriptors in words.
 
     A map with keys that JSON cannot have becomes a list of pairs.
 
     Args:
-        value: Plain values: maps, lists, texts, numbers, bytes, times.
+        value: Plain values: maps, lists, texts, numbers, bytes, times, descriptors.
     """
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
@@ -45,6 +52,8 @@ def as_json(value: Any) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.msgpack.Ext):
         return {"extension": value.code, "data": bytes(value.data)}
+    if isinstance(value, Fd):
+        return fd_summary(value)
     raise TypeError(f"a key of type {type(value).__name__}")  # nothing else comes out of MessagePack
 
 
@@ -58,54 +67,71 @@ def _with_pairs(value: Any) -> Any:
     return value
 
 
-def decode_base64(
-    service: ServiceDescription, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None
-) -> tuple[tuple[Any, ...], dict[str, Any] | None] | None:
-    """Return the arguments with texts decoded where the method takes bytes; None if there are none to decode.
+def typed_arguments(
+    service: ServiceDescription, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, files: Files
+) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """Return the arguments with what JSON lacks in place of texts: descriptors, buffers and bytes, as the method takes.
 
     Args:
         service: What the service says of itself.
         method: The method's name.
         args: Arguments by position.
         keywords: Arguments by name.
+        files: Opens what is named `@PATH`.
+
+    Raises:
+        UsageError: A file is named that may not be.
+        CommandError: A file cannot be read.
     """
     described = next((candidate for candidate in service.methods if candidate.name == method), None)
     if described is None:
-        return None
+        return args, keywords
     by_name = {parameter.name: parameter.schema for parameter in described.parameters}
     in_order = list(by_name.values())[: len(args)]
-    new_args = tuple(_decoded(v, schema, service, 0) for v, schema in zip(args, in_order, strict=False))
+    typed = _Arguments(service, files).typed
+    new_args = tuple(typed(value, schema, 0) for value, schema in zip(args, in_order, strict=False))
     new_args += args[len(new_args) :]
-    new_keywords = keywords and {n: _decoded(v, by_name.get(n, {}), service, 0) for n, v in keywords.items()}
-    return None if (new_args, new_keywords) == (args, keywords) else (new_args, new_keywords)
+    return new_args, keywords and {name: typed(value, by_name.get(name, {}), 0) for name, value in keywords.items()}
 
 
-def _decoded(value: Any, schema: Schema, service: ServiceDescription, depth: int) -> Any:
-    if depth > _MAX_DEPTH:
+class _Arguments:
+    """Walk arguments and the schemas of their types side by side."""
+
+    def __init__(self, service: ServiceDescription, files: Files) -> None:
+        self._definitions = service.definitions
+        self._files = files
+
+    def typed(self, value: Any, schema: Schema, depth: int) -> Any:
+        """Return one value as its type has it; what does not fit is left for the service to refuse."""
+        if depth > _MAX_DEPTH:
+            return value
+        schema = _resolved(schema, self._definitions)
+        if isinstance(value, str):
+            return self._from_text(value, [_resolved(option, self._definitions) for option in _options(schema)])
+        for option in _options(schema):
+            option = _resolved(option, self._definitions)
+            if isinstance(value, list):
+                first = option.get("prefixItems", ())
+                items = mapping(option.get("items"))
+                value = [
+                    self.typed(item, first[number] if number < len(first) else items, depth + 1)
+                    for number, item in enumerate(value)
+                ]
+            elif isinstance(value, dict):
+                fields, others = option.get("properties", {}), mapping(option.get("additionalProperties"))
+                value = {key: self.typed(item, fields.get(key, others), depth + 1) for key, item in value.items()}
         return value
-    schema = _resolved(schema, service.definitions)
-    if isinstance(value, str):
-        takes_bytes = any(option.get("contentEncoding") == "base64" for option in _options(schema))
-        takes_text = any(
-            option.get("type") == "string" and "contentEncoding" not in option for option in _options(schema)
-        )
-        return _from_base64(value) if takes_bytes and not takes_text else value
-    for option in _options(schema):
-        option = _resolved(option, service.definitions)
-        if isinstance(value, list):
-            first = option.get("prefixItems", ())
-            items = option.get("items")
-            items = items if isinstance(items, Mapping) else {}
-            value = [
-                _decoded(item, first[number] if number < len(first) else items, service, depth + 1)
-                for number, item in enumerate(value)
-            ]
-        elif isinstance(value, dict):
-            fields = option.get("properties", {})
-            others = option.get("additionalProperties")
-            others = others if isinstance(others, dict) else {}
-            value = {key: _decoded(item, fields.get(key, others), service, depth + 1) for key, item in value.items()}
-    return value
+
+    def _from_text(self, text: str, options: list[Schema]) -> Any:
+        kinds = {string_kind(option) for option in options if option.get("type") == "string"}
+        if any(descriptor_kinds(option) is not None for option in options):
+            path = self._files.path(text)
+            return text if path is None else self._files.open(path)
+        if not kinds & {"bytes", "Buffer"} or kinds - {"bytes", "Buffer"}:
+            return text
+        path = self._files.path(text)
+        data = _from_base64(text) if path is None else self._files.read(path)
+        return Buffer(data) if "Buffer" in kinds and isinstance(data, bytes) else data
 
 
 def _options(schema: Schema) -> Iterator[Schema]:
@@ -147,6 +173,8 @@ def type_text(schema: Schema, depth: int = 0) -> str:
         return "..."
     if "$ref" in schema:
         return _reference(schema)
+    if (kinds := descriptor_kinds(schema)) is not None:
+        return fd_text(kinds)
     if "anyOf" in schema:
         return " | ".join(dict.fromkeys(type_text(option, depth + 1) for option in schema["anyOf"]))
     if "enum" in schema or "const" in schema:

@@ -104,7 +104,7 @@ def _escaped_json(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def write_bytes(data: bytes) -> None:
+def write_bytes(data: bytes | memoryview) -> None:
     """Write bytes to standard output, all of them and at once."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)

@@ -124,8 +124,9 @@ def _take_out(value: Any) -> Any:
     attach = _attach.get()
     if attach is not None:
         return attach.take_out(value)
-    name = type(value).__qualname__
-    if is_attached(type(value)) or hasattr(value, "fileno"):
+    declared = next((cls for cls in _types if isinstance(value, cls)), None)
+    name = (declared or type(value)).__qualname__
+    if declared is not None or hasattr(value, "fileno"):
         raise TypeError(f"type {name} cannot be sent here: descriptors and buffers are not declared for it")
     raise TypeError(f"Encoding objects of type {name} is unsupported")
 

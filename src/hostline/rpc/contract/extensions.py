@@ -3,7 +3,9 @@
 Readers that do not know the keyword lose nothing; because of it `hostline stubs` and `hostline diff` are exact. It
 says:
 
-    type        datetime, time, frozenset or tuple, where the schema says text or array only
+    type        datetime, time, frozenset or tuple, where the schema says text or array only; fd for a descriptor, which
+                has no schema of its own; buffer for a Buffer, whose schema is that of bytes
+    kinds       of descriptor that are taken; absent for regular, memfd, pipe and socket
     tz          whether a datetime or time must have a time zone (true), must not (false); absent for either
     keys        the schema of the keys of a map that are not plain text
     min_length  of bytes, in bytes; the schema counts characters of base64, and so does max_length
@@ -11,6 +13,8 @@ says:
     tag         of a struct: its tag; null for none
     tag_field   of a struct with a tag: where it stands; absent for a struct laid out as an array
     fields      of a struct laid out as an array: the names of its fields
+
+What it says of descriptors and buffers comes with their types (rpc/attachments.py); the rest is added here.
 """
 
 from __future__ import annotations

@@ -2,18 +2,22 @@
 
 A sender's type must be included in the receiver's: for arguments old callers send and the new service receives, for
 results it is the other way round. What cannot be judged counts as not included. A struct's sender sends the fields it
-knows and no others; a receiver ignores fields it does not know, unless its type forbids them.
+knows and no others; a receiver ignores fields it does not know, unless its type forbids them. Descriptors and buffers
+are never ignored: a frame whose descriptors are not all named by a value fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
+from hostline.rpc.contract.named_types import Types
 from hostline.rpc.contract.schemas import (
     MAX_DEPTH,
     Schema,
+    descriptor_kinds,
     extension,
+    fd_text,
     mapping,
     options,
     reference,
@@ -35,26 +39,6 @@ _KNOWN: Final = _SILENT | {
 _MAX_STEPS: Final = 50_000
 # What travels as text, so that a receiver of any text takes it; times with a zone travel in a form of their own.
 _AS_TEXT: Final = frozenset({"date", "time", "timedelta", "UUID", "Decimal"})
-
-
-class Types:
-    """Hold the types of one version of a service.
-
-    Args:
-        definitions: What its schemas refer to.
-    """
-
-    def __init__(self, definitions: Mapping[str, Any]) -> None:
-        self._definitions = {name: mapping(schema) for name, schema in definitions.items()}
-
-    def resolve(self, schema: Schema) -> Schema:
-        """Return what a schema refers to, or itself."""
-        for _ in range(MAX_DEPTH):
-            name = reference(schema)
-            if name is None:
-                return schema
-            schema = self._definitions.get(name, {"not": {}, "title": name})  # a name that leads nowhere
-        return {"not": {}}
 
 
 def differences(sent: Schema, sender: Types, received: Schema, receiver: Types) -> list[str]:
@@ -79,6 +63,8 @@ def short_text(schema: Schema) -> str:
     name = reference(schema)
     if name is not None:
         return name
+    if (kinds := descriptor_kinds(schema)) is not None:
+        return fd_text(kinds)
     if (members := options(schema)) is not None:
         return " | ".join(dict.fromkeys(map(short_text, members)))
     if "enum" in schema or "const" in schema:
@@ -130,6 +116,8 @@ class _Comparison:
 
     def _judge(self, sent: Schema, received: Schema, path: str, depth: int) -> Iterator[str]:
         if _is_any(received):
+            if self._sender.holds_attached(sent):
+                yield f"{path}{short_text(sent)} has no place where the type is Any"
             return
         unknown = [key for schema in (sent, received) for key in schema if key not in _KNOWN]
         if unknown or _is_opaque(sent) or _is_opaque(received):
@@ -197,6 +185,8 @@ class _Comparison:
             yield from self._arrays(sent, received, path, depth)
         elif kind == "object":
             yield from self._objects(sent, received, path, depth)
+        elif kind == "Fd":
+            yield from _kind_reasons(sent, received, path)
         elif kind == other:
             yield from _text_reasons(sent, received, path)
 
@@ -234,6 +224,8 @@ class _Comparison:
                     yield from self.walk(mapping(schema), mapping(wanted[name]), f"{path}{name}: ", depth)
                 elif received.get("additionalProperties") is False:
                     yield f"{path}{name}: is not known, and unknown fields are forbidden"
+                elif self._sender.holds_attached(mapping(schema)):
+                    yield f"{path}{name}: is not known, and descriptors and buffers are not ignored"
             return
         yield from self._maps(sent, received, path, depth)
 
@@ -264,6 +256,8 @@ def _is_opaque(schema: Schema) -> bool:
     """Say whether a schema stands for a type that has none, or is of a form that msgspec does not write."""
     if set(schema) <= _SILENT:
         return str(schema.get("description", "")).startswith("no JSON Schema")
+    if descriptor_kinds(schema) is not None:
+        return False
     others = schema.get("additionalProperties")
     is_mixed = bool(others) if "properties" in schema else others is False
     is_typed = isinstance(schema.get("type"), str | list) or any(key in schema for key in ("anyOf", "enum", "const"))
@@ -277,6 +271,8 @@ def _values(schema: Schema) -> list[Any] | None:
 
 
 def _kind(schema: Schema) -> str:
+    if descriptor_kinds(schema) is not None:
+        return "Fd"
     kind = str(schema.get("type"))
     return string_kind(schema) if kind == "string" else kind
 
@@ -287,6 +283,8 @@ def _is_kind_taken(kind: str, other: str, received: Schema) -> bool:
     if other == "str":
         has_bounds = any(key in received for key in ("minLength", "maxLength", "pattern", "format"))
         return kind in _AS_TEXT and not has_bounds
+    if other == "Buffer":
+        return kind == "bytes"  # small ones travel in the same way; a Buffer may come as memory instead
     has_no_bounds = not any(key in received for key in ("minimum", "maximum", "multipleOf"))
     return (kind, other) == ("integer", "number") or ((kind, other) == ("integer", "Decimal") and has_no_bounds)
 
@@ -350,6 +348,12 @@ def _length_range(schema: Schema) -> tuple[int, int | None]:
     if added:
         return _whole(added.get("min_length")) or 0, _whole(added.get("max_length"))
     return _whole(schema.get("minLength")) or 0, _whole(schema.get("maxLength"))
+
+
+def _kind_reasons(sent: Schema, received: Schema, path: str) -> Iterator[str]:
+    refused = (descriptor_kinds(sent) or frozenset()) - (descriptor_kinds(received) or frozenset())
+    if refused:
+        yield f"{path}a descriptor of kind {' or '.join(sorted(refused))} is not taken by {short_text(received)}"
 
 
 def _text_reasons(sent: Schema, received: Schema, path: str) -> Iterator[str]:

@@ -6,12 +6,15 @@ Knows no layout: classes and modules are written elsewhere (definitions.py, stub
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from hostline.rpc.attachments import DEFAULT_KINDS
 from hostline.rpc.contract.schemas import (
     MAX_DEPTH,
     Schema,
+    descriptor_kinds,
     extension,
     mapping,
     options,
@@ -20,6 +23,7 @@ from hostline.rpc.contract.schemas import (
     string_kind,
 )
 from hostline.rpc.contract.source_text import Names, literal
+from hostline.unix.passing.descriptors import DescriptorKind
 
 __all__ = ["Shape", "TypeWriter", "is_small", "shape_of"]
 
@@ -32,6 +36,7 @@ _IN_MODULES: Final = {
     "timedelta": "datetime",
     "UUID": "uuid",
     "Decimal": "decimal",
+    "Buffer": "hostline",
 }
 _SIMPLE: Final = {"integer": "int", "number": "float", "boolean": "bool", "string": "str"}
 
@@ -138,6 +143,9 @@ class TypeWriter:
         name = reference(schema)
         if name is not None:
             return self.classes.get(name) or self._plain(name, depth)
+        kinds = descriptor_kinds(schema)
+        if kinds is not None:
+            return self._descriptor(kinds)
         members = options(schema)
         if members is not None:
             written = dict.fromkeys(self.annotation(member, depth + 1) for member in members)
@@ -155,6 +163,14 @@ class TypeWriter:
             text = string_kind(schema)
             return self.of(_IN_MODULES[text], text) if text in _IN_MODULES else self.builtin(text)
         return self.builtin(_SIMPLE[kind]) if isinstance(kind, str) and kind in _SIMPLE else self.of("typing", "Any")
+
+    def _descriptor(self, kinds: frozenset[str]) -> str:
+        plain = self.of("hostline", "Fd")
+        known = sorted(kinds.intersection(typing.get_args(DescriptorKind)))  # a newer service may name others
+        if not known or kinds == DEFAULT_KINDS:
+            return plain
+        written = ", ".join(f'"{kind}"' for kind in known)
+        return f"{self.of('typing', 'Annotated')}[{plain}, {self.of('hostline', 'fd_kinds')}({written})]"
 
     def _plain(self, name: str, depth: int) -> str:
         # Written out, but not what is inside it again: a few of them could name each other a million times.

@@ -8,9 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from hostline.rpc.attachments import DEFAULT_KINDS
 from hostline.rpc.contract.extensions import KEYWORD
 
-__all__ = ["MAX_DEPTH", "Schema", "extension", "mapping", "options", "reference", "sequence", "string_kind"]
+__all__ = [
+    "MAX_DEPTH",
+    "Schema",
+    "descriptor_kinds",
+    "extension",
+    "fd_text",
+    "mapping",
+    "options",
+    "reference",
+    "sequence",
+    "string_kind",
+]
 
 Schema = Mapping[str, Any]
 
@@ -70,11 +82,25 @@ def options(schema: Schema) -> list[Schema] | None:
 
 
 def string_kind(schema: Schema) -> str:
-    """Return what a schema of texts holds: `str`, `bytes`, `Decimal`, `UUID`, or a class of `datetime`."""
-    if schema.get("contentEncoding") == "base64":
-        return "bytes"
+    """Return what a schema of texts holds: `str`, `bytes`, `Buffer`, `Decimal`, `UUID`, or a class of `datetime`."""
     named = extension(schema).get("type")
+    if schema.get("contentEncoding") == "base64":
+        return "Buffer" if named == "buffer" else "bytes"
     if named in ("datetime", "time"):
         return str(named)
     format_ = schema.get("format")
     return _FORMATS.get(format_, "str") if isinstance(format_, str) else "str"
+
+
+def descriptor_kinds(schema: Schema) -> frozenset[str] | None:
+    """Return the kinds of descriptor that a schema allows; None if it is no descriptor's."""
+    added = extension(schema)
+    if added.get("type") != "fd":
+        return None
+    kinds = added.get("kinds")
+    return DEFAULT_KINDS if kinds is None else frozenset(kind for kind in sequence(kinds) if isinstance(kind, str))
+
+
+def fd_text(kinds: frozenset[str]) -> str:
+    """Return a descriptor's type for people: `Fd`, or `Fd (directory)`."""
+    return "Fd" if kinds == DEFAULT_KINDS else f"Fd ({' or '.join(sorted(kinds)) or 'of no kind'})"

@@ -13,7 +13,8 @@ import fcntl
 import mmap
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+import typing
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hostline.errors import DescriptorError
 from hostline.limits import MAX_BUFFER_SIZE
@@ -21,6 +22,13 @@ from hostline.unix.passing.descriptors import Fd, kind_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+    class _Array(Protocol):
+        """An array of NumPy's: before Python 3.12 its annotations do not say that it has bytes."""
+
+        @property
+        def __array_interface__(self) -> dict[str, Any]: ...
+
 
 __all__ = ["HAS_SEALED_MEMORY", "Buffer", "bytes_of", "map_sealed", "sealed_memory"]
 
@@ -45,7 +53,7 @@ class Buffer(abc.ABC):  # noqa: B024 - for its `register`: a memoryview is one
 
     __slots__ = ()
 
-    def __new__(cls, data: ReadableBuffer) -> Buffer:
+    def __new__(cls, data: ReadableBuffer | _Array) -> Buffer:
         """Wrap bytes, a bytearray, a memoryview, an array: anything contiguous that has bytes.
 
         Args:
@@ -55,7 +63,7 @@ class Buffer(abc.ABC):  # noqa: B024 - for its `register`: a memoryview is one
             TypeError: It has no bytes to read.
             ValueError: Its memory is not contiguous, or it exceeds 256 MiB.
         """
-        view = memoryview(data)
+        view = memoryview(typing.cast("ReadableBuffer", data))
         if not view.c_contiguous:
             raise ValueError("buffer's memory is not contiguous: copy it into one piece first")
         if view.nbytes > MAX_BUFFER_SIZE:
