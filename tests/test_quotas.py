@@ -151,9 +151,12 @@ def unread_answers(address: str) -> list[RawClient]:
 def endless_calls(method: str, size: int, connections: int, count: int) -> Callable[[str], list[RawClient]]:
     def attack(address: str) -> list[RawClient]:
         clients = [RawClient(address) for _ in range(connections)]
+        sending = list(clients)
         for number in range(1, count + 1):
-            for client in clients:
-                client.send_some(client.encode(number, method, b"x" * size))
+            for client in list(sending):
+                call = client.encode(number, method, b"x" * size)
+                if client.send_some(call) < len(call):
+                    sending.remove(client)  # the rest of this call would have to come first
         return clients
 
     return attack
