@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,9 @@ def description_lines(service: ServiceDescription) -> Iterator[tuple[str, str]]:
         yield "", ""
         for line in _guarded(definition_text, [f"{name} (its schema cannot be read)"], name, schema):
             yield "", f"  {line}"
-        for line in str(schema.get("description", "")).splitlines() if isinstance(schema, dict) else ():
+        for line in (
+            inspect.cleandoc(str(schema.get("description", ""))).splitlines() if isinstance(schema, dict) else ()
+        ):
             yield "dim", f"      {line}"
     yield from _error_lines(service)
 
