@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,29 @@ def test_what_is_sent_is_sealed_for_good() -> None:
             os.pwrite(fd.fileno(), b"x", 0)
         with Fd(os.open(f"/proc/self/fd/{fd.fileno()}", os.O_RDWR)) as other, pytest.raises(PermissionError):
             os.pwrite(other.fileno(), b"x", 0)  # opened anew, and sealed all the same
+
+
+def test_it_is_mapped_also_where_the_kernel_shares_no_write_sealed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.7 refuses MAP_SHARED of write-sealed memory, whatever the protection; MAP_PRIVATE is taken."""
+    real = mmap.mmap
+
+    def before_6_7(number: int, size: int, flags: int = mmap.MAP_SHARED, *args: Any, **options: Any) -> mmap.mmap:
+        if flags & mmap.MAP_SHARED and fcntl.fcntl(number, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            raise PermissionError(1, "Operation not permitted")
+        return real(number, size, flags, *args, **options)
+
+    monkeypatch.setattr(mmap, "mmap", before_6_7)
+    view = map_sealed(sealed_memory(memoryview(some_bytes(MIB))), MIB)
+    assert view.readonly
+    assert view == some_bytes(MIB)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before that, mmap keeps a descriptor of its own")
+def test_a_mapping_holds_no_descriptor() -> None:
+    before = len(open_descriptors())
+    view = map_sealed(sealed_memory(memoryview(some_bytes(MIB))), MIB)
+    assert len(open_descriptors()) == before
+    assert view[255] == 255
 
 
 @pytest.fixture(params=loop_names())
