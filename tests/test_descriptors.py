@@ -29,6 +29,7 @@ from hostline.errors import (
     OverloadedError,
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
+from hostline.rpc.attachments import send_attached
 from hostline.wire.attached import pack_fd
 from hostline.wire.codec import (
     ErrorCode,
@@ -635,6 +636,38 @@ def call_while_too_many_wait(path: str, face: str) -> list[str]:
         said.append("fine" if line.call("read_some", file, 1) == b"r" else "odd")
         stage.close()
     return said
+
+
+class Refusing:
+    """Let the server's kernel take no more descriptors, where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.left = 1
+        self._real = send_attached
+        monkeypatch.setattr("hostline.aio.serving.session.send_attached", self)
+
+    def __call__(self, sock: socket.socket, buffers: Any, fds: Any) -> int:
+        if self.left:
+            self.left -= 1
+            self.refused += 1
+            raise OverloadedError("too many descriptors of this user are on their way")
+        return self._real(sock, buffers, fds)
+
+
+@pytest.mark.parametrize("method", ["open_many", "open_many_async"])
+@pytest.mark.parametrize("count", [1, 3, 12, 30])
+def test_a_stream_that_lost_an_item_never_ends_as_if_it_were_whole(
+    stage: Stage, world: World, poem: Path, monkeypatch: pytest.MonkeyPatch, method: str, count: int
+) -> None:
+    """Also where its end is queued behind the item that the kernel does not take."""
+    stage.serve(world.service)
+    line = stage.connect()
+    refusing = Refusing(monkeypatch)
+    with pytest.raises(OverloadedError, match="too many descriptors of this user"):
+        items_of(line, method, str(poem), count, returns=Fd)
+    assert refusing.refused == 1
+    assert len(items_of(line, method, str(poem), 2, returns=Fd)) == 2
 
 
 # --- hostile servers -----------------------------------------------------------------------------------

@@ -12,12 +12,14 @@ from itertools import islice
 from typing import Any, Final
 
 from hostline.wire.attached import Attached
-from hostline.wire.frame import HEADER
+from hostline.wire.frame import HEADER, HEADER_SIZE, Kind
 
 __all__ = ["Outgoing", "close_attached"]
 
 # The most buffers that one sendmsg takes (IOV_MAX).
 _MAX_BUFFERS: Final = 1024
+
+_END: Final = int(Kind.END)
 
 
 class Outgoing:
@@ -79,6 +81,25 @@ class Outgoing:
         self.sent_total -= grown  # what is queued behind it keeps its place in the stream
         self._attached.popleft()
         close_attached(frame)
+
+    def replace_end(self, call_id: int, data: bytes) -> bool:
+        """Send something else instead of the END of a call that waits behind the next frame; whether there is one.
+
+        What is queued behind it moves in the stream: not for a side that remembers where its frames begin.
+        """
+        position = self.sent_total
+        for index, frame in enumerate(self._buffers):
+            if index and len(frame) == HEADER_SIZE:
+                _, kind, _, _, its_call, _ = HEADER.unpack(frame)
+                if kind == _END and its_call == call_id:
+                    grown = len(data) - len(frame)
+                    self._buffers[index] = data
+                    self._attached = deque(at + grown if at > position else at for at in self._attached)
+                    self.size += grown
+                    self.queued_total += grown
+                    return True
+            position += len(frame)
+        return False
 
     def sent(self, count: int) -> None:
         """Note that the kernel took `count` bytes of what `buffers` returned."""

@@ -252,11 +252,20 @@ class Calls:
             value = Buffer(value)
         return value, Attachments(self._protocol.max_reply_size, self._protocol.takes_descriptors)
 
-    def lose_item(self, call_id: int, error: CallError) -> None:
-        """End a call whose item could not be sent."""
+    def lose_item(self, call_id: int, error: CallError) -> bool:
+        """End a call whose item could not be sent, at once, so that no end of its stream follows; False if it is over.
+
+        Nothing is written here: the session is in the middle of that.
+        """
         call = self.open.get(call_id)
-        if call is not None:
-            self._abort(call, ErrorCode.OVERLOADED, error)
+        if call is None:
+            return False
+        self._end(call)
+        self._server.count_failure()
+        self._protocol.fail(call_id, ErrorCode.OVERLOADED, "", str(error))
+        self._session.flush_soon()
+        self._loop.call_soon(self._stop, call, error)
+        return True
 
     def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
         """Run a `def` handler; in a worker thread."""

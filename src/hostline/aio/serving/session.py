@@ -346,8 +346,7 @@ class Session:
         self._unflushed = 0
         if len(buffers) == 1 and not self._outgoing.size and type(buffers[0]) is not Attached:
             buffers = self._send_at_once(buffers[0])
-        for buffer in buffers:
-            self._outgoing.append(buffer)
+        self._queue(buffers)
         if self._outgoing.size:
             if not self._is_writing and self._fds_timer is None:
                 self._write()
@@ -356,6 +355,10 @@ class Session:
                 self.regulate()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self.regulate()
+
+    def _queue(self, buffers: list[bytes | bytearray]) -> None:
+        for buffer in buffers:
+            self._outgoing.append(buffer)
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
         """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
@@ -409,12 +412,15 @@ class Session:
         except OverloadedError as error:
             kind, call_id = outgoing.first()
             self._server.counts.overloaded += 1
+            failure = encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), self._protocol.max_reply_size)
             if kind == _ITEM:
+                if not self._calls.lose_item(call_id, error):
+                    # The handler is done: the end of its stream may be queued, which must not say that this is all.
+                    self._queue(self._protocol.data_to_send())
+                    outgoing.replace_end(call_id, failure)
                 outgoing.replace_first(b"")
-                self._loop.call_soon(self._calls.lose_item, call_id, error)
             else:
-                size = self._protocol.max_reply_size
-                outgoing.replace_first(encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), size))
+                outgoing.replace_first(failure)
         if self._fds_wait is not None:
             self._fds_wait.cancel()
             self._fds_wait = None
