@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -30,7 +31,7 @@ from hostline.errors import (
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
 from hostline.rpc.attachments import send_attached
-from hostline.wire.attached import pack_fd
+from hostline.wire.attached import pack_buffer, pack_fd
 from hostline.wire.codec import (
     ErrorCode,
     MethodEntry,
@@ -577,6 +578,50 @@ def test_a_client_that_takes_none_in_time_is_cut_off(
             quiet.call(call_id, "open_file", "/etc/passwd")
         assert wait_until(lambda: server.connection_count == 0)
         quiet.close()
+
+
+def fail_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every descriptor that the server closes say that it failed."""
+    close = Fd.close
+
+    def fail(fd: Fd) -> None:
+        is_open = not fd.is_closed
+        close(fd)
+        if is_open and threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Fd, "close", fail)
+
+
+@pytest.mark.parametrize("place", [pack_fd(0), pack_buffer(0, 100)], ids=["fd", "buffer"])
+@pytest.mark.parametrize("method", ["read_some", "read_quickly"])
+def test_a_refused_descriptor_that_fails_to_close_fails_its_call_alone(
+    loop: str, world: World, sock_dir: Path, monkeypatch: pytest.MonkeyPatch, place: Any, method: str
+) -> None:
+    with ServerThread(world.service, sock_dir / "s", loop=loop), open("/dev/zero", "rb") as device:
+        client = RawClient(str(sock_dir / "s"))
+        fail_to_close(monkeypatch)
+        send_with(client.sock, announce(attached_call(client, 1, method, place, 1), 1), device.fileno())
+        assert decode_failure(client.read().payload).code == ErrorCode.INVALID_ARGUMENT
+        monkeypatch.undo()
+        client.close()
+
+
+@pytest.mark.parametrize("is_broken", [False, True], ids=["half", "broken"])
+def test_a_descriptor_that_fails_to_close_does_not_keep_its_connection(
+    loop: str, world: World, sock_dir: Path, null: int, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """What a peer sent may fail with EIO, if the file is its own: that must not stop the end of its connection."""
+    with ServerThread(world.service, sock_dir / "s", loop=loop) as server:
+        client = RawClient(str(sock_dir / "s"))
+        fail_to_close(monkeypatch)
+        frame = attached_call(client, 1, "read_some", pack_fd(0), 1)
+        send_with(client.sock, announce(frame, 2 if is_broken else 1)[:-1], null)
+        if not is_broken:
+            client.sock.shutdown(socket.SHUT_RDWR)
+        assert wait_until(lambda: server.connection_count == 0)
+        monkeypatch.undo()
+        client.close()
 
 
 @pytest.mark.root

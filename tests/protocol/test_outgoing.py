@@ -8,7 +8,7 @@ from hostline.protocol.outgoing import Outgoing
 from hostline.unix.passing.descriptors import Fd
 from hostline.wire.attached import Attached
 from hostline.wire.codec import encode_failure
-from hostline.wire.frame import Kind, encode_frame
+from hostline.wire.frame import HEADER_SIZE, Kind, encode_frame
 
 
 def attached(call_id: int, size: int = 10, kind: Kind = Kind.ITEM) -> Attached:
@@ -48,3 +48,19 @@ def test_a_frame_that_looks_like_the_end_is_left_alone() -> None:
     for frame in (attached(1), item):
         outgoing.append(frame)
     assert not outgoing.replace_end(1, b"")
+
+
+def test_a_descriptor_that_fails_to_close_changes_nothing() -> None:
+    """As files of a network do, with EIO, when what was written to them is lost."""
+    outgoing = Outgoing()
+    frames = [attached(1), attached(2), attached(3)]
+    sizes = [len(frame) for frame in frames]
+    for frame in frames:
+        os.close(frame.fds[0].fileno())
+        outgoing.append(frame)
+    outgoing.sent(HEADER_SIZE)
+    assert outgoing.size == sum(sizes) - HEADER_SIZE
+    outgoing.sent(sizes[0] - HEADER_SIZE)
+    outgoing.replace_first(b"")
+    outgoing.clear()
+    assert not any(frame.fds for frame in frames)

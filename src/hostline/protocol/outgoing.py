@@ -11,7 +11,7 @@ from collections import deque
 from itertools import islice
 from typing import Any, Final
 
-from hostline.wire.attached import Attached
+from hostline.wire.attached import Attached, close_owners
 from hostline.wire.frame import HEADER, HEADER_SIZE, Kind
 
 __all__ = ["Outgoing", "close_attached"]
@@ -132,6 +132,5 @@ class Outgoing:
 def close_attached(frame: object) -> None:
     """Close the descriptors of a frame that will not be sent, or that was."""
     if isinstance(frame, Attached):
-        for fd in frame.fds:
-            fd.close()
+        close_owners(frame.fds)
         frame.fds = []

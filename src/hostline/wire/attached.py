@@ -12,7 +12,7 @@ decoded is remembered here, for msgspec calls a hook without saying for whom.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "Detach",
     "attach_type",
     "attached_schema",
+    "close_owners",
     "decoder_for",
     "encode_into",
     "is_attached",
@@ -53,6 +54,15 @@ class Attached(bytearray):
     """
 
     fds: list[Any]
+
+
+def close_owners(fds: Iterable[Any]) -> None:
+    """Close descriptors by their owners, also when one of them fails to close: a peer's own file may do that."""
+    for fd in fds:
+        try:
+            fd.close()
+        except OSError:
+            pass  # the number is free all the same
 
 
 class Attach(Protocol):

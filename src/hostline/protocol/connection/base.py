@@ -7,6 +7,7 @@ from typing import Any, Final
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.outgoing import close_attached
 from hostline.protocol.states import TRANSITIONS, Role, State
+from hostline.wire.attached import close_owners
 from hostline.wire.frame import Flag, Frame, FrameDecoder, Kind, encode_frame
 
 __all__ = ["Connection"]
@@ -101,8 +102,7 @@ class Connection:
                 raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
         except RemoteProtocolError:
             decoder.close_held()
-            for fd in fds or ():
-                fd.close()
+            close_owners(fds or ())
             self._enter(State.CLOSED)
             raise
         return frames
