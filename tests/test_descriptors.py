@@ -31,6 +31,7 @@ from hostline.errors import (
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
 from hostline.rpc.attachments import send_attached
+from hostline.unix.passing.inflight import FdsInFlight
 from hostline.wire.attached import pack_buffer, pack_fd
 from hostline.wire.codec import (
     ErrorCode,
@@ -622,6 +623,29 @@ def test_a_descriptor_that_fails_to_close_does_not_keep_its_connection(
         assert wait_until(lambda: server.connection_count == 0)
         monkeypatch.undo()
         client.close()
+
+
+def test_a_client_that_takes_none_is_looked_at_ever_less_often(
+    loop: str, world: World, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look costs the loop, and a hostile user may have many connections: at 1 kHz 200 of them took a whole core."""
+    looks = 0
+    has_room = FdsInFlight.has_room
+
+    def look(in_flight: FdsInFlight, count: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_room(in_flight, count)
+
+    monkeypatch.setattr(FdsInFlight, "has_room", look)
+    monkeypatch.setattr("hostline.aio.serving.session.SLOW_READER_TIMEOUT", 1.0)
+    with ServerThread(world.service, sock_dir / "s", loop=loop) as server:
+        quiet = RawClient(str(sock_dir / "s"))
+        for call_id in range(1, 101):
+            quiet.call(call_id, "open_inline", "/etc/passwd")
+        assert wait_until(lambda: server.connection_count == 0)
+        quiet.close()
+    assert looks < 64 + 50
 
 
 @pytest.mark.root

@@ -20,6 +20,7 @@ from hostline.aio.waiting import must_look_again
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError
 from hostline.limits import (
     FDS_IN_FLIGHT_CHECK,
+    FDS_IN_FLIGHT_CHECK_MAX,
     FRAME_TIMEOUT,
     FRAMES_PER_TURN,
     HANDSHAKE_TIMEOUT,
@@ -73,6 +74,7 @@ class Session:
         "_calls",
         "_check_timer",
         "_fd",
+        "_fds_pause",
         "_fds_sent",
         "_fds_timer",
         "_fds_wait",
@@ -116,6 +118,7 @@ class Session:
         if server.max_fds:
             allow_fds(sock)
         self._fds_sent = FdsInFlight(sock)
+        self._fds_pause = FDS_IN_FLIGHT_CHECK  # seconds until the next look whether it has
         self._fds_timer: asyncio.TimerHandle | None = None  # set while the peer has to take descriptors first
         self._fds_wait: asyncio.TimerHandle | None = None  # until it is cut off for not doing so
         self._calls = Calls(self, server, self._protocol)
@@ -401,11 +404,16 @@ class Session:
         """
         outgoing = self._outgoing
         if not self._fds_sent.has_room(len(fds)):
-            self._fds_timer = self._loop.call_later(FDS_IN_FLIGHT_CHECK, self._send_attached_again)
+            self._fds_timer = self._loop.call_later(self._fds_pause, self._send_attached_again)
+            self._fds_pause = min(2 * self._fds_pause, FDS_IN_FLIGHT_CHECK_MAX)
             if self._fds_wait is None:
                 text = f"descriptors were not taken for {SLOW_READER_TIMEOUT} seconds"
                 self._fds_wait = self._loop.call_later(SLOW_READER_TIMEOUT, self.time_out, text)
             return False
+        self._fds_pause = FDS_IN_FLIGHT_CHECK
+        if self._fds_wait is not None:
+            self._fds_wait.cancel()
+            self._fds_wait = None
         try:
             outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
             self._fds_sent.count(len(fds))
@@ -421,9 +429,6 @@ class Session:
                 outgoing.replace_first(b"")
             else:
                 outgoing.replace_first(failure)
-        if self._fds_wait is not None:
-            self._fds_wait.cancel()
-            self._fds_wait = None
         return True
 
     def _send_attached_again(self) -> None:
