@@ -18,7 +18,7 @@ import pytest
 
 import hostline
 from hostline import Buffer, Fd
-from hostline.errors import DescriptorError, InvalidArgumentError
+from hostline.errors import DescriptorError, InvalidArgumentError, OverloadedError
 from hostline.limits import INLINE_BUFFER, MAX_BUFFER_SIZE
 from hostline.unix.passing.memory import map_sealed, sealed_memory
 from hostline.wire.attached import pack_buffer
@@ -204,6 +204,19 @@ def test_one_user_has_a_bound_and_gets_it_back(stage: Stage, world: World, monke
         line.call("digest", Buffer(bytes(6 * MIB)))
     for _ in range(5):
         line.call("digest", Buffer(bytes(4 * MIB)))
+    assert server.do(lambda server: server.mapped.total) == 0
+
+
+def test_a_call_that_gets_no_thread_gives_its_bytes_back(
+    stage: Stage, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("hostline.rpc.workers.Workers.submit", no_thread)
+    server = stage.serve(world.service)
+    with pytest.raises(OverloadedError, match="cannot start a thread"):
+        stage.connect().call("digest", Buffer(bytes(MIB)))
     assert server.do(lambda server: server.mapped.total) == 0
 
 

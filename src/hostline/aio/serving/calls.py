@@ -209,7 +209,9 @@ class Calls:
         try:
             self._server.accounts.submit(self._account, partial(self._run_in_worker, call, invocation))
         except RuntimeError as error:
-            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
+            logger.error("%s cannot start a thread: %s", self._server.service.name, str(error))  # not what it leads to
+            if call.mapped:
+                self._server.mapped.release(call)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
 
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
