@@ -366,6 +366,47 @@ def test_a_line_that_closes_leaves_nothing_open(stage: Stage, world: World, poem
     assert wait_until(lambda: len(open_descriptors()) <= before)
 
 
+def test_a_call_that_is_made_while_another_is_encoded_has_its_own_descriptors(
+    stage: Stage, world: World, poem: Path
+) -> None:
+    """Reading a value to be sent may run code of its own, which may make a call."""
+    stage.serve(world.service)
+    line = hostline.connect(stage.address)
+
+    class Lazy:
+        def __init__(self, fd: Fd) -> None:
+            self.fd = fd
+            self.said: list[str] = []
+
+        def fileno(self) -> int:
+            with pytest.raises(InvalidArgumentError, match="not declared for it"):
+                line.call("plain", self.fd)
+            self.said.append(line.call("read_some", self.fd, 9).decode())
+            return self.fd.fileno()
+
+    with line, Fd(os.open(poem, os.O_RDONLY)) as fd:
+        lazy = Lazy(fd)
+        assert line.call("read_some", lazy, 9).decode() == "a hotline"
+        assert lazy.said == ["a hotline"]
+
+
+def test_an_item_with_a_descriptor_for_a_stream_of_numbers_fails_its_call_alone(stage: Stage, poem: Path) -> None:
+    """The hello says which methods take descriptors, not at which place: an untyped caller cannot know better."""
+    service = hostline.Service("mixed")
+
+    @service.method
+    def add(fd: Fd, numbers: Iterator[int]) -> int:
+        return sum(numbers)
+
+    server = stage.serve(service)
+    line = stage.connect()
+    with Fd(os.open(poem, os.O_RDONLY)) as fd:
+        with pytest.raises(InvalidArgumentError, match="argument `numbers`: item 1 is not of the expected type"):
+            line.call("add", fd, iter([fd]))
+        assert line.call("add", fd, iter([1, 2])) == 3
+    assert server.stats().connections_total == 1
+
+
 # --- hostile clients -----------------------------------------------------------------------------------
 
 

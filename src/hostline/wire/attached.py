@@ -151,14 +151,15 @@ def encode_into(value: Any, buffer: bytearray, offset: int, attach: Attach | Non
     Raises:
         Exception: Whatever msgspec, or an object that is read, raises.
     """
-    if attach is None:
+    if attach is None and _attach.get() is None:
         _encode_plain(value, buffer, offset)
         return
-    token = _attach.set(attach)
+    token = _attach.set(attach)  # also None: reading a value may make a call, which must not use the outer frame's
     try:
         _encode_plain(value, buffer, offset)
     except BaseException:
-        attach.discard()
+        if attach is not None:
+            attach.discard()
         raise
     finally:
         _attach.reset(token)
