@@ -35,7 +35,6 @@ from hostline.unix.passing.descriptors import close_all
 from hostline.unix.passing.memory import Buffer
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
 from hostline.wire.frame import Flag, Frame, Kind
-from hostline.wire.schema import holds_attached
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -463,7 +462,7 @@ class Calls:
                 self._session.violate(error)
         elif call.inlet is not None:
             if frame.kind == _ITEM:
-                if frame.fds and not holds_attached(call.inlet.annotation):
+                if frame.fds and not call.method.signature.takes_attached:
                     self._refuse_fds(frame, call.method)
                     return
                 if self._account.is_full and call.context is None:
