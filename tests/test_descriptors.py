@@ -28,6 +28,7 @@ from hostline.errors import (
     InvalidArgumentError,
     InvalidResultError,
     OverloadedError,
+    RemoteProtocolError,
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
 from hostline.rpc.attachments import send_attached
@@ -48,6 +49,7 @@ from hostline.wire.frame import HEADER, Frame, Kind
 from tests.leaks import open_descriptors, wait_until
 from tests.second_user import NOBODY, Fork
 from tests.serving import AsyncLine, Conversation, RawClient, ScriptedServer, ServerThread, Stage, loop_names, stages
+from tests.test_batch import batched
 
 PassedFd = Annotated[Fd, fd_kinds("directory", "path", "character")]
 
@@ -876,3 +878,46 @@ def test_a_cancelled_call_with_items_under_way_leaves_nothing(stage: Stage, worl
         line.on_loop.run(take_one())
     server.wait_idle()
     assert wait_until(lambda: not any(str(poem) in what for what in open_descriptors().values()))
+
+
+# --- batches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", stages())
+def test_a_batch_tells_what_is_wrong_with_the_descriptors_that_came(
+    face: tuple[str, str], sock_dir: Path, null: int
+) -> None:
+    def answer(conversation: Conversation, call: Frame) -> None:
+        send_with(conversation.sock, announce(encode_reply(call.call_id, [pack_fd(0)]), 1), *[null] * 40)
+
+    stage = Stage(*face, sock_dir)
+    server = ScriptedServer(stage.address, give(answer))
+    try:
+        [call] = batched(stage.connect(), lambda batch: [batch.call("act", returns=list[Fd])])
+        with pytest.raises(RemoteProtocolError, match="sent more descriptors than max_fds of 16"):
+            call.result()
+    finally:
+        stage.close()
+        server.close()
+
+
+def test_a_batch_that_gave_a_call_up_keeps_no_connection_for_its_descriptors(sock_dir: Path, null: int) -> None:
+    """They would stay unread in the pool, and with the server's user, for as long as nobody calls."""
+    has_ended = threading.Event()
+
+    def answer(conversation: Conversation, call: Frame) -> None:
+        assert conversation.read().kind == Kind.CANCEL
+        send_with(conversation.sock, announce(encode_reply(call.call_id, [pack_fd(0)]), 1), null)
+        with contextlib.suppress(ConnectionError):
+            assert conversation.sock.recv(1) == b""
+        has_ended.set()
+
+    server = ScriptedServer(str(sock_dir / "s"), give(answer))
+    try:
+        with hostline.connect(sock_dir / "s") as line:
+            with line.batch(timeout=0.05) as batch:
+                call = batch.call("act", returns=list[Fd])
+            assert isinstance(call.exception(), DeadlineExceededError)
+            assert has_ended.wait(5)
+    finally:
+        server.close()
