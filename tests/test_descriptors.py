@@ -32,6 +32,7 @@ from hostline.errors import (
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
 from hostline.rpc.attachments import send_attached
+from hostline.rpc.settings import ServerSettings
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.wire.attached import pack_buffer, pack_fd
 from hostline.wire.codec import (
@@ -666,6 +667,35 @@ def test_a_descriptor_that_fails_to_close_does_not_keep_its_connection(
         assert wait_until(lambda: server.connection_count == 0)
         monkeypatch.undo()
         client.close()
+
+
+@pytest.mark.parametrize("method", ["open_inline", "open_file"])
+def test_descriptors_that_wait_to_be_sent_are_the_users_too(
+    loop: str, world: World, sock_dir: Path, method: str
+) -> None:
+    """Answers of a few bytes would fill this process's table long before their bytes are too many."""
+    count = 600
+    settings = ServerSettings(max_descriptors_per_uid=40)
+    with ServerThread(world.service, sock_dir / "s", loop=loop, settings=settings) as server:
+        quiet = RawClient(str(sock_dir / "s"))
+        quiet.decoder.max_fds = 16
+        most = 0
+        for call_id in range(1, count + 1):
+            quiet.call(call_id, method, "/etc/passwd")
+            most = max(most, sum("/etc/passwd" in what for what in open_descriptors().values()))
+        assert most <= 200  # those, a few of the test, and what handlers in threads are about to return
+        kinds: dict[int, int] = {}
+        while sum(kinds.values()) < count:
+            data, ancillary, _, _ = quiet.sock.recvmsg(1 << 16, socket.CMSG_LEN(64))
+            assert data
+            numbers = array.array("i", b"".join(value for _, _, value in ancillary))
+            for frame in quiet.decoder.receive_data(data, [Fd(number) for number in numbers]):
+                kinds[frame.kind] = kinds.get(frame.kind, 0) + 1
+                if frame.kind == Kind.ERROR:
+                    assert decode_failure(frame.payload).code == ErrorCode.OVERLOADED
+        assert kinds[Kind.REPLY] >= 64
+        assert server.do(lambda server: server.accounts.stats())[0].descriptors == 0
+        quiet.close()
 
 
 def test_a_client_that_takes_none_is_looked_at_ever_less_often(

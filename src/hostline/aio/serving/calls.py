@@ -33,6 +33,7 @@ from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
 from hostline.unix.passing.descriptors import close_all
 from hostline.unix.passing.memory import Buffer
+from hostline.wire.attached import Attached
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
 from hostline.wire.frame import Flag, Frame, Kind
 
@@ -333,18 +334,27 @@ class Calls:
 
     def push_item(self, call: RunningCall, frame: bytearray) -> None:
         """Queue an item of a call's result."""
-        if not call.is_ended:
+        if call.is_ended:
+            close_attached(frame)
+        elif not self._charge_unsent(frame):
+            self._turn_down(call, self._server.accounts.descriptors_text(self._account))
+        else:
             self._protocol.item(call.call_id, frame)
             self._session.note_queued(len(frame))
             self._session.flush_soon()
-        else:
-            close_attached(frame)
 
     def _charge_fds(self, frame: Frame) -> bool:
         """Charge what came with a frame until a handler has it; False, and all is closed, if that is too much."""
         if self._session.holding.charge_descriptors(len(frame.fds)):
             return True
         close_all(frame.fds)
+        return False
+
+    def _charge_unsent(self, frame: bytearray) -> bool:
+        """Charge what goes with a frame until it has left; False, and all is closed, if that is too much."""
+        if type(frame) is not Attached or self._session.holding.charge_descriptors(len(frame.fds)):
+            return True
+        close_attached(frame)
         return False
 
     def release_fds(self, count: int) -> None:
@@ -366,6 +376,10 @@ class Calls:
             reply = encode_reply(call_id, result, self._protocol.max_reply_size, attach)
         except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
             self._answer_failure(method, call_id, error)
+            return
+        if not self._charge_unsent(reply):
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
@@ -407,7 +421,7 @@ class Calls:
         self._stop(call, reason)
 
     def _turn_down(self, call: RunningCall, text: str) -> None:
-        """Answer a call whose items would make a full account fuller."""
+        """Answer a call whose items, of its argument or its result, would make a full account fuller."""
         self._server.counts.overloaded += 1
         self._abort(call, ErrorCode.OVERLOADED, OverloadedError(text))
 

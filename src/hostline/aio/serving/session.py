@@ -416,9 +416,11 @@ class Session:
             self._fds_wait = None
         try:
             outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
+            self.holding.release_descriptors(len(fds))
             self._fds_sent.count(len(fds))
         except OverloadedError as error:
             kind, call_id = outgoing.first()
+            self.holding.release_descriptors(len(fds))
             self._server.counts.overloaded += 1
             failure = encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), self._protocol.max_reply_size)
             if kind == _ITEM:
