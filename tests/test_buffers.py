@@ -46,7 +46,16 @@ class World:
     def __init__(self) -> None:
         self.service = hostline.Service("bytes")
         self.kept: list[Any] = []
-        for function in (self.digest, self.echo, self.make, self.brightest, self.keep, self.chunks, self.total):
+        for function in (
+            self.digest,
+            self.echo,
+            self.perhaps,
+            self.make,
+            self.brightest,
+            self.keep,
+            self.chunks,
+            self.total,
+        ):
             self.service.method(function)
         self.service.method(inline=True, name="digest_inline")(self.digest)
 
@@ -56,6 +65,9 @@ class World:
         return hashlib.sha256(data).hexdigest()
 
     async def echo(self, data: Buffer) -> Buffer:
+        return data
+
+    async def perhaps(self, data: Buffer | None) -> Buffer | None:
         return data
 
     def make(self, size: int, how: str) -> Buffer:
@@ -99,6 +111,15 @@ def test_bytes_of_any_size_arrive(stage: Stage, world: World, size: int, method:
     stage.serve(world.service)
     data = some_bytes(size)
     assert stage.connect().call(method, Buffer(data)) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("size", [1, 3 * MIB])
+def test_a_result_may_be_one_or_none(stage: Stage, world: World, size: int) -> None:
+    """A handler that returns what it was given returns a view."""
+    stage.serve(world.service)
+    line = stage.connect()
+    assert line.call("perhaps", None, returns=Buffer | None) is None
+    assert line.call("perhaps", Buffer(some_bytes(size)), returns=Buffer | None) == some_bytes(size)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -49,6 +49,7 @@ _STREAM: Final = int(Flag.STREAM)
 
 # What a handler may return as a buffer beside one.
 _BYTES: Final = (bytes, bytearray, memoryview)
+_ONE_BUFFER: Final = (Buffer, Buffer | None)
 
 # How a handler ends that was told to: no failure of its own.
 _ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
@@ -250,7 +251,7 @@ class Calls:
         """Return a result or an item as it is to be encoded, and what takes descriptors and buffers out of it."""
         if not method.signature.gives_attached:
             return value, None
-        if method.signature.returns is Buffer and type(value) in _BYTES:
+        if type(value) in _BYTES and method.signature.returns in _ONE_BUFFER:
             value = Buffer(value)
         return value, Attachments(self._protocol.max_reply_size, self._protocol.takes_descriptors)
 
