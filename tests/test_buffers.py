@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,16 @@ class World:
     def __init__(self) -> None:
         self.service = hostline.Service("bytes")
         self.kept: list[Any] = []
-        for function in (self.digest, self.echo, self.make, self.brightest, self.keep, self.chunks, self.total):
+        for function in (
+            self.digest,
+            self.echo,
+            self.perhaps,
+            self.make,
+            self.brightest,
+            self.keep,
+            self.chunks,
+            self.total,
+        ):
             self.service.method(function)
         self.service.method(inline=True, name="digest_inline")(self.digest)
 
@@ -55,6 +65,9 @@ class World:
         return hashlib.sha256(data).hexdigest()
 
     async def echo(self, data: Buffer) -> Buffer:
+        return data
+
+    async def perhaps(self, data: Buffer | None) -> Buffer | None:
         return data
 
     def make(self, size: int, how: str) -> Buffer:
@@ -98,6 +111,15 @@ def test_bytes_of_any_size_arrive(stage: Stage, world: World, size: int, method:
     stage.serve(world.service)
     data = some_bytes(size)
     assert stage.connect().call(method, Buffer(data)) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("size", [1, 3 * MIB])
+def test_a_result_may_be_one_or_none(stage: Stage, world: World, size: int) -> None:
+    """A handler that returns what it was given returns a view."""
+    stage.serve(world.service)
+    line = stage.connect()
+    assert line.call("perhaps", None, returns=Buffer | None) is None
+    assert line.call("perhaps", Buffer(some_bytes(size)), returns=Buffer | None) == some_bytes(size)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -206,6 +228,19 @@ def test_one_user_has_a_bound_and_gets_it_back(stage: Stage, world: World, monke
     assert server.do(lambda server: server.mapped.total) == 0
 
 
+def test_a_call_that_gets_no_thread_gives_its_bytes_back(
+    stage: Stage, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("hostline.rpc.workers.Workers.submit", no_thread)
+    server = stage.serve(world.service)
+    with pytest.raises(OverloadedError, match="cannot start a thread"):
+        stage.connect().call("digest", Buffer(bytes(MIB)))
+    assert server.do(lambda server: server.mapped.total) == 0
+
+
 def test_other_types_are_refused_by_name(stage: Stage, world: World) -> None:
     stage.serve(world.service)
     line = stage.connect()
@@ -297,6 +332,29 @@ def test_what_is_sent_is_sealed_for_good() -> None:
             os.pwrite(fd.fileno(), b"x", 0)
         with Fd(os.open(f"/proc/self/fd/{fd.fileno()}", os.O_RDWR)) as other, pytest.raises(PermissionError):
             os.pwrite(other.fileno(), b"x", 0)  # opened anew, and sealed all the same
+
+
+def test_it_is_mapped_also_where_the_kernel_shares_no_write_sealed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.7 refuses MAP_SHARED of write-sealed memory, whatever the protection; MAP_PRIVATE is taken."""
+    real = mmap.mmap
+
+    def before_6_7(number: int, size: int, flags: int = mmap.MAP_SHARED, *args: Any, **options: Any) -> mmap.mmap:
+        if flags & mmap.MAP_SHARED and fcntl.fcntl(number, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            raise PermissionError(1, "Operation not permitted")
+        return real(number, size, flags, *args, **options)
+
+    monkeypatch.setattr(mmap, "mmap", before_6_7)
+    view = map_sealed(sealed_memory(memoryview(some_bytes(MIB))), MIB)
+    assert view.readonly
+    assert view == some_bytes(MIB)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before that, mmap keeps a descriptor of its own")
+def test_a_mapping_holds_no_descriptor() -> None:
+    before = len(open_descriptors())
+    view = map_sealed(sealed_memory(memoryview(some_bytes(MIB))), MIB)
+    assert len(open_descriptors()) == before
+    assert view[255] == 255
 
 
 @pytest.fixture(params=loop_names())

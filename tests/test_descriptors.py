@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -27,9 +28,13 @@ from hostline.errors import (
     InvalidArgumentError,
     InvalidResultError,
     OverloadedError,
+    RemoteProtocolError,
 )
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
-from hostline.wire.attached import pack_fd
+from hostline.rpc.attachments import send_attached
+from hostline.rpc.settings import ServerSettings
+from hostline.unix.passing.inflight import FdsInFlight
+from hostline.wire.attached import pack_buffer, pack_fd
 from hostline.wire.codec import (
     ErrorCode,
     MethodEntry,
@@ -45,6 +50,7 @@ from hostline.wire.frame import HEADER, Frame, Kind
 from tests.leaks import open_descriptors, wait_until
 from tests.second_user import NOBODY, Fork
 from tests.serving import AsyncLine, Conversation, RawClient, ScriptedServer, ServerThread, Stage, loop_names, stages
+from tests.test_batch import batched
 
 PassedFd = Annotated[Fd, fd_kinds("directory", "path", "character")]
 
@@ -363,6 +369,47 @@ def test_a_line_that_closes_leaves_nothing_open(stage: Stage, world: World, poem
     assert wait_until(lambda: len(open_descriptors()) <= before)
 
 
+def test_a_call_that_is_made_while_another_is_encoded_has_its_own_descriptors(
+    stage: Stage, world: World, poem: Path
+) -> None:
+    """Reading a value to be sent may run code of its own, which may make a call."""
+    stage.serve(world.service)
+    line = hostline.connect(stage.address)
+
+    class Lazy:
+        def __init__(self, fd: Fd) -> None:
+            self.fd = fd
+            self.said: list[str] = []
+
+        def fileno(self) -> int:
+            with pytest.raises(InvalidArgumentError, match="not declared for it"):
+                line.call("plain", self.fd)
+            self.said.append(line.call("read_some", self.fd, 9).decode())
+            return self.fd.fileno()
+
+    with line, Fd(os.open(poem, os.O_RDONLY)) as fd:
+        lazy = Lazy(fd)
+        assert line.call("read_some", lazy, 9).decode() == "a hotline"
+        assert lazy.said == ["a hotline"]
+
+
+def test_an_item_with_a_descriptor_for_a_stream_of_numbers_fails_its_call_alone(stage: Stage, poem: Path) -> None:
+    """The hello says which methods take descriptors, not at which place: an untyped caller cannot know better."""
+    service = hostline.Service("mixed")
+
+    @service.method
+    def add(fd: Fd, numbers: Iterator[int]) -> int:
+        return sum(numbers)
+
+    server = stage.serve(service)
+    line = stage.connect()
+    with Fd(os.open(poem, os.O_RDONLY)) as fd:
+        with pytest.raises(InvalidArgumentError, match="argument `numbers`: item 1 is not of the expected type"):
+            line.call("add", fd, iter([fd]))
+        assert line.call("add", fd, iter([1, 2])) == 3
+    assert server.stats().connections_total == 1
+
+
 # --- hostile clients -----------------------------------------------------------------------------------
 
 
@@ -575,7 +622,114 @@ def test_a_client_that_takes_none_in_time_is_cut_off(
         for call_id in range(1, 101):
             quiet.call(call_id, "open_file", "/etc/passwd")
         assert wait_until(lambda: server.connection_count == 0)
+        quiet.decoder.max_fds = 16
+        kinds = []
+        while data := quiet.sock.recvmsg(1 << 16, socket.CMSG_LEN(64)):
+            if not data[0]:
+                break
+            numbers = array.array("i", b"".join(value for _, _, value in data[1]))
+            frames = quiet.decoder.receive_data(data[0], [Fd(number) for number in numbers])
+            kinds += [(frame.kind, frame.payload) for frame in frames]
+        kind, payload = kinds[-1]
+        assert kind == Kind.GOAWAY  # it may read on after all, and then learns why
+        assert decode_farewell(payload).reason == "descriptors were not taken for 0.2 seconds"
         quiet.close()
+
+
+def fail_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every descriptor that the server closes say that it failed."""
+    close = Fd.close
+
+    def fail(fd: Fd) -> None:
+        is_open = not fd.is_closed
+        close(fd)
+        if is_open and threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Fd, "close", fail)
+
+
+@pytest.mark.parametrize("place", [pack_fd(0), pack_buffer(0, 100)], ids=["fd", "buffer"])
+@pytest.mark.parametrize("method", ["read_some", "read_quickly"])
+def test_a_refused_descriptor_that_fails_to_close_fails_its_call_alone(
+    loop: str, world: World, sock_dir: Path, monkeypatch: pytest.MonkeyPatch, place: Any, method: str
+) -> None:
+    with ServerThread(world.service, sock_dir / "s", loop=loop), open("/dev/zero", "rb") as device:
+        client = RawClient(str(sock_dir / "s"))
+        fail_to_close(monkeypatch)
+        send_with(client.sock, announce(attached_call(client, 1, method, place, 1), 1), device.fileno())
+        assert decode_failure(client.read().payload).code == ErrorCode.INVALID_ARGUMENT
+        monkeypatch.undo()
+        client.close()
+
+
+@pytest.mark.parametrize("is_broken", [False, True], ids=["half", "broken"])
+def test_a_descriptor_that_fails_to_close_does_not_keep_its_connection(
+    loop: str, world: World, sock_dir: Path, null: int, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """What a peer sent may fail with EIO, if the file is its own: that must not stop the end of its connection."""
+    with ServerThread(world.service, sock_dir / "s", loop=loop) as server:
+        client = RawClient(str(sock_dir / "s"))
+        fail_to_close(monkeypatch)
+        frame = attached_call(client, 1, "read_some", pack_fd(0), 1)
+        send_with(client.sock, announce(frame, 2 if is_broken else 1)[:-1], null)
+        if not is_broken:
+            client.sock.shutdown(socket.SHUT_RDWR)
+        assert wait_until(lambda: server.connection_count == 0)
+        monkeypatch.undo()
+        client.close()
+
+
+@pytest.mark.parametrize("method", ["open_inline", "open_file"])
+def test_descriptors_that_wait_to_be_sent_are_the_users_too(
+    loop: str, world: World, sock_dir: Path, method: str
+) -> None:
+    """Answers of a few bytes would fill this process's table long before their bytes are too many."""
+    count = 600
+    settings = ServerSettings(max_descriptors_per_uid=40)
+    with ServerThread(world.service, sock_dir / "s", loop=loop, settings=settings) as server:
+        quiet = RawClient(str(sock_dir / "s"))
+        quiet.decoder.max_fds = 16
+        most = 0
+        for call_id in range(1, count + 1):
+            quiet.call(call_id, method, "/etc/passwd")
+            most = max(most, sum("/etc/passwd" in what for what in open_descriptors().values()))
+        assert most <= 200  # those, a few of the test, and what handlers in threads are about to return
+        kinds: dict[int, int] = {}
+        while sum(kinds.values()) < count:
+            data, ancillary, _, _ = quiet.sock.recvmsg(1 << 16, socket.CMSG_LEN(64))
+            assert data
+            numbers = array.array("i", b"".join(value for _, _, value in ancillary))
+            for frame in quiet.decoder.receive_data(data, [Fd(number) for number in numbers]):
+                kinds[frame.kind] = kinds.get(frame.kind, 0) + 1
+                if frame.kind == Kind.ERROR:
+                    assert decode_failure(frame.payload).code == ErrorCode.OVERLOADED
+        assert kinds[Kind.REPLY] >= 64
+        assert server.do(lambda server: server.accounts.stats())[0].descriptors == 0
+        quiet.close()
+
+
+def test_a_client_that_takes_none_is_looked_at_ever_less_often(
+    loop: str, world: World, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look costs the loop, and a hostile user may have many connections: at 1 kHz 200 of them took a whole core."""
+    looks = 0
+    has_room = FdsInFlight.has_room
+
+    def look(in_flight: FdsInFlight, count: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_room(in_flight, count)
+
+    monkeypatch.setattr(FdsInFlight, "has_room", look)
+    monkeypatch.setattr("hostline.aio.serving.session.SLOW_READER_TIMEOUT", 1.0)
+    with ServerThread(world.service, sock_dir / "s", loop=loop) as server:
+        quiet = RawClient(str(sock_dir / "s"))
+        for call_id in range(1, 101):
+            quiet.call(call_id, "open_inline", "/etc/passwd")
+        assert wait_until(lambda: server.connection_count == 0)
+        quiet.close()
+    assert looks < 64 + 50
 
 
 @pytest.mark.root
@@ -635,6 +789,38 @@ def call_while_too_many_wait(path: str, face: str) -> list[str]:
         said.append("fine" if line.call("read_some", file, 1) == b"r" else "odd")
         stage.close()
     return said
+
+
+class Refusing:
+    """Let the server's kernel take no more descriptors, where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.left = 1
+        self._real = send_attached
+        monkeypatch.setattr("hostline.aio.serving.session.send_attached", self)
+
+    def __call__(self, sock: socket.socket, buffers: Any, fds: Any) -> int:
+        if self.left:
+            self.left -= 1
+            self.refused += 1
+            raise OverloadedError("too many descriptors of this user are on their way")
+        return self._real(sock, buffers, fds)
+
+
+@pytest.mark.parametrize("method", ["open_many", "open_many_async"])
+@pytest.mark.parametrize("count", [1, 3, 12, 30])
+def test_a_stream_that_lost_an_item_never_ends_as_if_it_were_whole(
+    stage: Stage, world: World, poem: Path, monkeypatch: pytest.MonkeyPatch, method: str, count: int
+) -> None:
+    """Also where its end is queued behind the item that the kernel does not take."""
+    stage.serve(world.service)
+    line = stage.connect()
+    refusing = Refusing(monkeypatch)
+    with pytest.raises(OverloadedError, match="too many descriptors of this user"):
+        items_of(line, method, str(poem), count, returns=Fd)
+    assert refusing.refused == 1
+    assert len(items_of(line, method, str(poem), 2, returns=Fd)) == 2
 
 
 # --- hostile servers -----------------------------------------------------------------------------------
@@ -733,3 +919,46 @@ def test_a_cancelled_call_with_items_under_way_leaves_nothing(stage: Stage, worl
         line.on_loop.run(take_one())
     server.wait_idle()
     assert wait_until(lambda: not any(str(poem) in what for what in open_descriptors().values()))
+
+
+# --- batches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", stages())
+def test_a_batch_tells_what_is_wrong_with_the_descriptors_that_came(
+    face: tuple[str, str], sock_dir: Path, null: int
+) -> None:
+    def answer(conversation: Conversation, call: Frame) -> None:
+        send_with(conversation.sock, announce(encode_reply(call.call_id, [pack_fd(0)]), 1), *[null] * 40)
+
+    stage = Stage(*face, sock_dir)
+    server = ScriptedServer(stage.address, give(answer))
+    try:
+        [call] = batched(stage.connect(), lambda batch: [batch.call("act", returns=list[Fd])])
+        with pytest.raises(RemoteProtocolError, match="sent more descriptors than max_fds of 16"):
+            call.result()
+    finally:
+        stage.close()
+        server.close()
+
+
+def test_a_batch_that_gave_a_call_up_keeps_no_connection_for_its_descriptors(sock_dir: Path, null: int) -> None:
+    """They would stay unread in the pool, and with the server's user, for as long as nobody calls."""
+    has_ended = threading.Event()
+
+    def answer(conversation: Conversation, call: Frame) -> None:
+        assert conversation.read().kind == Kind.CANCEL
+        send_with(conversation.sock, announce(encode_reply(call.call_id, [pack_fd(0)]), 1), null)
+        with contextlib.suppress(ConnectionError):
+            assert conversation.sock.recv(1) == b""
+        has_ended.set()
+
+    server = ScriptedServer(str(sock_dir / "s"), give(answer))
+    try:
+        with hostline.connect(sock_dir / "s") as line:
+            with line.batch(timeout=0.05) as batch:
+                call = batch.call("act", returns=list[Fd])
+            assert isinstance(call.exception(), DeadlineExceededError)
+            assert has_ended.wait(5)
+    finally:
+        server.close()

@@ -11,13 +11,15 @@ from collections import deque
 from itertools import islice
 from typing import Any, Final
 
-from hostline.wire.attached import Attached
-from hostline.wire.frame import HEADER
+from hostline.wire.attached import Attached, close_owners
+from hostline.wire.frame import HEADER, HEADER_SIZE, Kind
 
 __all__ = ["Outgoing", "close_attached"]
 
 # The most buffers that one sendmsg takes (IOV_MAX).
 _MAX_BUFFERS: Final = 1024
+
+_END: Final = int(Kind.END)
 
 
 class Outgoing:
@@ -80,6 +82,25 @@ class Outgoing:
         self._attached.popleft()
         close_attached(frame)
 
+    def replace_end(self, call_id: int, data: bytes) -> bool:
+        """Send something else instead of the END of a call that waits behind the next frame; whether there is one.
+
+        What is queued behind it moves in the stream: not for a side that remembers where its frames begin.
+        """
+        position = self.sent_total
+        for index, frame in enumerate(self._buffers):
+            if index and len(frame) == HEADER_SIZE:
+                _, kind, _, _, its_call, _ = HEADER.unpack(frame)
+                if kind == _END and its_call == call_id:
+                    grown = len(data) - len(frame)
+                    self._buffers[index] = data
+                    self._attached = deque(at + grown if at > position else at for at in self._attached)
+                    self.size += grown
+                    self.queued_total += grown
+                    return True
+            position += len(frame)
+        return False
+
     def sent(self, count: int) -> None:
         """Note that the kernel took `count` bytes of what `buffers` returned."""
         buffers = self._buffers
@@ -111,6 +132,5 @@ class Outgoing:
 def close_attached(frame: object) -> None:
     """Close the descriptors of a frame that will not be sent, or that was."""
     if isinstance(frame, Attached):
-        for fd in frame.fds:
-            fd.close()
+        close_owners(frame.fds)
         frame.fds = []

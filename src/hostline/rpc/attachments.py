@@ -237,7 +237,7 @@ class ArrivedValues:
             if self._charge is not None:
                 self._charge(size)
             return map_sealed(fd, size)
-        except DescriptorError as error:
+        except OSError as error:  # mostly DescriptorError, but a peer's own file may also fail to close
             raise ValueError(error.strerror or str(error)) from error
 
     def _fd(self, index: int) -> Fd:

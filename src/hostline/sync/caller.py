@@ -157,19 +157,22 @@ class Caller:
         run.begin(self.protocol)
         if self._liveness is not None:
             self._liveness.restart(monotonic(), self._mark())
+        has_cancelled = False
         self._is_cut_off = True  # until it is known that all has left; a signal handler may raise anywhere
         try:
             while True:
                 now = monotonic()
                 for call_id in run.expire(now):
                     outgoing.append(self.protocol.cancel(call_id))
+                    has_cancelled = True
                 run.retire()
                 for entry, frame in run.take(outgoing.size, now):
                     entry.start = outgoing.queued_total
                     outgoing.append(frame)
                 self._send_from(outgoing)
                 if run.is_over():
-                    self._is_cut_off = outgoing.size > 0
+                    # As in `cancel`: descriptors that nobody takes must not wait in the pool.
+                    self._is_cut_off = outgoing.size > 0 or (has_cancelled and self.protocol.max_fds > 0)
                     return
                 poll.register(fd, select.POLLIN | (select.POLLOUT if outgoing.size else 0))
                 try:
@@ -222,6 +225,8 @@ class Caller:
                 data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
+        except DescriptorError as error:
+            raise RemoteProtocolError(error.strerror or str(error)) from error
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:

@@ -12,7 +12,7 @@ decoded is remembered here, for msgspec calls a hook without saying for whom.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "Detach",
     "attach_type",
     "attached_schema",
+    "close_owners",
     "decoder_for",
     "encode_into",
     "encode_plain",
@@ -54,6 +55,15 @@ class Attached(bytearray):
     """
 
     fds: list[Any]
+
+
+def close_owners(fds: Iterable[Any]) -> None:
+    """Close descriptors by their owners, also when one of them fails to close: a peer's own file may do that."""
+    for fd in fds:
+        try:
+            fd.close()
+        except OSError:
+            pass  # the number is free all the same
 
 
 class Attach(Protocol):
@@ -142,14 +152,15 @@ def encode_into(value: Any, buffer: bytearray, offset: int, attach: Attach | Non
     Raises:
         Exception: Whatever msgspec, or an object that is read, raises.
     """
-    if attach is None:
+    if attach is None and _attach.get() is None:
         encode_plain(value, buffer, offset)
         return
-    token = _attach.set(attach)
+    token = _attach.set(attach)  # also None: reading a value may make a call, which must not use the outer frame's
     try:
         encode_plain(value, buffer, offset)
     except BaseException:
-        attach.discard()
+        if attach is not None:
+            attach.discard()
         raise
     finally:
         _attach.reset(token)

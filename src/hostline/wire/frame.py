@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, FD_COST, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.wire.attached import close_owners
 
 __all__ = [
     "FLAGS",
@@ -246,8 +247,7 @@ class FrameDecoder:
 
     def close_held(self) -> None:
         """Close the descriptors of a frame that will not be completed."""
-        for fd in self._held:
-            fd.close()
+        close_owners(self._held)
         self._held = ()
 
     def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool) -> None:

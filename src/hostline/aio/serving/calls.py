@@ -34,9 +34,9 @@ from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.memory import Buffer
+from hostline.wire.attached import Attached
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
 from hostline.wire.frame import Flag, Frame, Kind
-from hostline.wire.schema import holds_attached
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -50,6 +50,7 @@ _STREAM: Final = int(Flag.STREAM)
 
 # What a handler may return as a buffer beside one.
 _BYTES: Final = (bytes, bytearray, memoryview)
+_ONE_BUFFER: Final = (Buffer, Buffer | None)
 
 # How a handler ends that was told to: no failure of its own.
 _ENDED: Final = (asyncio.CancelledError, DeadlineExceededError, CallCancelledError)
@@ -210,7 +211,9 @@ class Calls:
         try:
             self._server.accounts.submit(self._account, partial(self._run_in_worker, call, invocation))
         except RuntimeError as error:
-            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
+            logger.error("%s cannot start a thread: %s", self._server.service.name, str(error))  # not what it leads to
+            if call.mapped:
+                self._server.mapped.release(call)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
 
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
@@ -262,15 +265,24 @@ class Calls:
         """Return a result or an item as it is to be encoded, and what takes descriptors and buffers out of it."""
         if not method.signature.gives_attached:
             return value, None
-        if method.signature.returns is Buffer and type(value) in _BYTES:
+        if type(value) in _BYTES and method.signature.returns in _ONE_BUFFER:
             value = Buffer(value)
         return value, Attachments(self._protocol.max_reply_size, self._protocol.takes_descriptors)
 
-    def lose_item(self, call_id: int, error: CallError) -> None:
-        """End a call whose item could not be sent."""
+    def lose_item(self, call_id: int, error: CallError) -> bool:
+        """End a call whose item could not be sent, at once, so that no end of its stream follows; False if it is over.
+
+        Nothing is written here: the session is in the middle of that.
+        """
         call = self.open.get(call_id)
-        if call is not None:
-            self._abort(call, ErrorCode.OVERLOADED, error)
+        if call is None:
+            return False
+        self._end(call)
+        self._server.count_failure()
+        self._protocol.fail(call_id, ErrorCode.OVERLOADED, "", str(error))
+        self._session.flush_soon()
+        self._loop.call_soon(self._stop, call, error)
+        return True
 
     def _run_in_worker(self, call: RunningCall, invocation: Invocation) -> None:
         """Run a `def` handler; in a worker thread."""
@@ -337,18 +349,27 @@ class Calls:
 
     def push_item(self, call: RunningCall, frame: bytearray) -> None:
         """Queue an item of a call's result."""
-        if not call.is_ended:
+        if call.is_ended:
+            close_attached(frame)
+        elif not self._charge_unsent(frame):
+            self._turn_down(call, self._server.accounts.descriptors_text(self._account))
+        else:
             self._protocol.item(call.call_id, frame)
             self._session.note_queued(len(frame))
             self._session.flush_soon()
-        else:
-            close_attached(frame)
 
     def _charge_fds(self, frame: Frame) -> bool:
         """Charge what came with a frame until a handler has it; False, and all is closed, if that is too much."""
         if self._session.holding.charge_descriptors(len(frame.fds)):
             return True
         close_all(frame.fds)
+        return False
+
+    def _charge_unsent(self, frame: bytearray) -> bool:
+        """Charge what goes with a frame until it has left; False, and all is closed, if that is too much."""
+        if type(frame) is not Attached or self._session.holding.charge_descriptors(len(frame.fds)):
+            return True
+        close_attached(frame)
         return False
 
     def release_fds(self, count: int) -> None:
@@ -373,6 +394,10 @@ class Calls:
                 reply = encode_reply(call_id, result, self._protocol.max_reply_size)
         except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
             self._answer_failure(method, call_id, error)
+            return
+        if not self._charge_unsent(reply):
+            self._server.counts.overloaded += 1
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
@@ -414,7 +439,7 @@ class Calls:
         self._stop(call, reason)
 
     def _turn_down(self, call: RunningCall, text: str) -> None:
-        """Answer a call whose items would make a full account fuller."""
+        """Answer a call whose items, of its argument or its result, would make a full account fuller."""
         self._server.counts.overloaded += 1
         self._abort(call, ErrorCode.OVERLOADED, OverloadedError(text))
 
@@ -469,7 +494,7 @@ class Calls:
                 self._session.violate(error)
         elif call.inlet is not None:
             if frame.kind == _ITEM:
-                if frame.fds and not holds_attached(call.inlet.annotation):
+                if frame.fds and not call.method.signature.takes_attached:
                     self._refuse_fds(frame, call.method)
                     return
                 if self._account.is_full and call.context is None:

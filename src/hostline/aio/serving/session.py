@@ -20,6 +20,7 @@ from hostline.aio.waiting import must_look_again
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError
 from hostline.limits import (
     FDS_IN_FLIGHT_CHECK,
+    FDS_IN_FLIGHT_CHECK_MAX,
     FRAME_TIMEOUT,
     FRAMES_PER_TURN,
     HANDSHAKE_TIMEOUT,
@@ -30,7 +31,7 @@ from hostline.limits import (
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
-from hostline.protocol.outgoing import Outgoing
+from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
@@ -73,6 +74,7 @@ class Session:
         "_calls",
         "_check_timer",
         "_fd",
+        "_fds_pause",
         "_fds_sent",
         "_fds_timer",
         "_fds_wait",
@@ -116,6 +118,7 @@ class Session:
         if server.max_fds:
             allow_fds(sock)
         self._fds_sent = FdsInFlight(sock)
+        self._fds_pause = FDS_IN_FLIGHT_CHECK  # seconds until the next look whether it has
         self._fds_timer: asyncio.TimerHandle | None = None  # set while the peer has to take descriptors first
         self._fds_wait: asyncio.TimerHandle | None = None  # until it is cut off for not doing so
         self._calls = Calls(self, server, self._protocol)
@@ -346,8 +349,7 @@ class Session:
         self._unflushed = 0
         if len(buffers) == 1 and not self._outgoing.size and type(buffers[0]) is not Attached:
             buffers = self._send_at_once(buffers[0])
-        for buffer in buffers:
-            self._outgoing.append(buffer)
+        self._queue(buffers)
         if self._outgoing.size:
             if not self._is_writing and self._fds_timer is None:
                 self._write()
@@ -356,6 +358,10 @@ class Session:
                 self.regulate()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self.regulate()
+
+    def _queue(self, buffers: list[bytes | bytearray]) -> None:
+        for buffer in buffers:
+            self._outgoing.append(buffer)
 
     def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
         """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
@@ -398,26 +404,33 @@ class Session:
         """
         outgoing = self._outgoing
         if not self._fds_sent.has_room(len(fds)):
-            self._fds_timer = self._loop.call_later(FDS_IN_FLIGHT_CHECK, self._send_attached_again)
+            self._fds_timer = self._loop.call_later(self._fds_pause, self._send_attached_again)
+            self._fds_pause = min(2 * self._fds_pause, FDS_IN_FLIGHT_CHECK_MAX)
             if self._fds_wait is None:
                 text = f"descriptors were not taken for {SLOW_READER_TIMEOUT} seconds"
                 self._fds_wait = self._loop.call_later(SLOW_READER_TIMEOUT, self.time_out, text)
             return False
-        try:
-            outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
-            self._fds_sent.count(len(fds))
-        except OverloadedError as error:
-            kind, call_id = outgoing.first()
-            self._server.counts.overloaded += 1
-            if kind == _ITEM:
-                outgoing.replace_first(b"")
-                self._loop.call_soon(self._calls.lose_item, call_id, error)
-            else:
-                size = self._protocol.max_reply_size
-                outgoing.replace_first(encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), size))
+        self._fds_pause = FDS_IN_FLIGHT_CHECK
         if self._fds_wait is not None:
             self._fds_wait.cancel()
             self._fds_wait = None
+        try:
+            outgoing.sent(send_attached(self._sock, outgoing.buffers(), fds))
+            self.holding.release_descriptors(len(fds))
+            self._fds_sent.count(len(fds))
+        except OverloadedError as error:
+            kind, call_id = outgoing.first()
+            self.holding.release_descriptors(len(fds))
+            self._server.counts.overloaded += 1
+            failure = encode_failure(call_id, ErrorCode.OVERLOADED, "", str(error), self._protocol.max_reply_size)
+            if kind == _ITEM:
+                if not self._calls.lose_item(call_id, error):
+                    # The handler is done: the end of its stream may be queued, which must not say that this is all.
+                    self._queue(self._protocol.data_to_send())
+                    outgoing.replace_end(call_id, failure)
+                outgoing.replace_first(b"")
+            else:
+                outgoing.replace_first(failure)
         return True
 
     def _send_attached_again(self) -> None:
@@ -483,6 +496,13 @@ class Session:
 
     def _say_last(self, code: str, reason: str) -> None:
         """Send a farewell if it fits into the socket's buffer, then close."""
+        if self._fds_timer is not None:
+            # The farewell must not wait behind descriptors that the peer does not take; of what waits none is half sent.
+            self._fds_timer.cancel()
+            self._fds_timer = None
+            self._outgoing.clear()
+            for frame in self._protocol.data_to_send():
+                close_attached(frame)
         self._protocol.go_away(code, reason)
         self.flush()
         self.close()

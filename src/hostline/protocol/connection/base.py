@@ -7,6 +7,7 @@ from typing import Any
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.outgoing import close_attached
 from hostline.protocol.states import TRANSITIONS, Role, State
+from hostline.wire.attached import close_owners
 from hostline.wire.frame import Frame, FrameDecoder, Kind, encode_frame
 
 __all__ = ["Connection"]
@@ -80,8 +81,7 @@ class Connection:
                 raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
         except RemoteProtocolError:
             decoder.close_held()
-            for fd in fds or ():
-                fd.close()
+            close_owners(fds or ())
             self._enter(State.CLOSED)
             raise
         return frames

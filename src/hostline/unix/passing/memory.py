@@ -39,6 +39,9 @@ _SEALS: int = (
     fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL if HAS_SEALED_MEMORY else 0
 )
 _NEEDED: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if HAS_SEALED_MEMORY else 0
+# MAP_PRIVATE: before Linux 6.7 a shared mapping of write-sealed memory fails with EPERM, also one that only reads. As
+# nobody can write, the pages are the same either way. Since Python 3.13 the mapping need not keep a descriptor open.
+_MAP_OPTIONS: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 _BLOCK = 512  # what st_blocks counts in, whatever the file system's own blocks are
 
 
@@ -181,7 +184,7 @@ def map_sealed(fd: Fd, size: int) -> memoryview:
                 errno.EINVAL, f"buffer's memory is sparse: {status.st_blocks * _BLOCK} of {size} bytes"
             )
         try:
-            mapped: Any = mmap.mmap(number, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            mapped: Any = mmap.mmap(number, size, mmap.MAP_PRIVATE, mmap.PROT_READ, **_MAP_OPTIONS)
         except OSError as error:
             raise DescriptorError(error.errno, f"buffer of {size} bytes cannot be mapped: {error.strerror}") from error
     return memoryview(mapped)
