@@ -557,6 +557,67 @@ def test_calls_end_soon_after_the_server_was_stopped(stage_kind: tuple[str, str]
         server.wait()
 
 
+@pytest.mark.parametrize("stage_kind", stages())
+def test_a_batch_ends_soon_after_the_server_was_stopped(stage_kind: tuple[str, str], address: str) -> None:
+    face, loop = stage_kind
+    options: dict[str, Any] = {"ping_interval": 0.2, "ping_timeout": 0.5}
+    with ServerProcess(address, "--loop", loop) as server:
+        line: Any = AsyncLine(address, loop=loop, **options) if face == "aio" else BlockingLine(address, **options)
+        try:
+            with stopped(server.pid), takes_less_than(6):
+                with pytest.raises(UnavailableError, match=r"no answer to a ping for 0\.5 seconds"):
+                    batch_of_one(line, "charge", 1)
+            assert batch_of_one(line, "charge", 2) == 2
+        finally:
+            line.close()
+        server.signal(signal.SIGTERM)
+        server.wait()
+
+
+def batch_of_one(line: Any, method: str, *args: Any) -> Any:
+    """Make a call in a batch, over either face."""
+
+    async def on_loop() -> Any:
+        async with line.line.batch(timeout=20) as batch:
+            call = batch.call(method, *args)
+        return call.result()
+
+    if isinstance(line, AsyncLine):
+        return line.on_loop.run(on_loop(), 30)
+    with line.line.batch(timeout=20) as batch:
+        call = batch.call(method, *args)
+    return call.result()
+
+
+@pytest.mark.parametrize("stage_kind", stages())
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_call_that_was_long_in_sending_is_asked_for_before_it_is_given_up(
+    stage_kind: tuple[str, str], is_batch: bool, address: str
+) -> None:
+    face, loop = stage_kind
+    service = costly_service()
+
+    @service.method(inline=True)
+    def hang(seconds: float) -> None:
+        time.sleep(seconds)
+
+    @service.method
+    async def ponder(data: bytes, seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return len(data)
+
+    options: dict[str, Any] = {"ping_interval": 0.3, "ping_timeout": 1.2}
+    with ServerThread(service, address, loop=loop), RawClient(address) as other:
+        line: Any = AsyncLine(address, loop=loop, **options) if face == "aio" else BlockingLine(address, **options)
+        try:
+            assert line.call("take", b"") == 0
+            other.call(1, "hang", 0.9)
+            call = batch_of_one if is_batch else BlockingLine.call if face == "sync" else AsyncLine.call
+            assert call(line, "ponder", b"x" * (MIB - 100), 2.0) == MIB - 100
+        finally:
+            line.close()
+
+
 CLIENT = """
 import asyncio, sys, hostline
 line = hostline.connect(sys.argv[1])
