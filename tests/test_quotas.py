@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import select
@@ -338,11 +339,18 @@ def AsyncLineOn(address: str, loop: str, **options: Any) -> Iterator[AsyncLine]:
         ({"max_buffered_per_uid": MIB}, r"max_buffered_per_uid of 1048576 bytes must be at least 2097152, two frames"),
         ({"idle_timeout": 0.0}, "idle_timeout of 0.0 seconds must be above 0; None turns it off"),
         ({"ping_timeout": -1.0}, "ping_timeout of -1.0 seconds must be above 0"),
+        ({"concurrency": 0}, "concurrency of 0 must be at least 1"),
+        ({"queue": -1}, "queue of -1 must be 0 or more"),
+        ({"threads": 0}, "threads of 0 must be at least 1"),
+        ({"grace": math.nan}, "grace of nan seconds must be 0 or more"),
+        ({"max_frame_size": 1}, "max_frame_size of 1 bytes must lie between"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused_with_value_and_fix(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         costly_service().serve("x", **options)
+    with pytest.raises(ValueError, match=text):  # before anything is forked: a worker could only fail
+        costly_service().run("x", workers=2, **options)
 
 
 # --- honest users -----------------------------------------------------------------------------------------
