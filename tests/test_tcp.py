@@ -726,6 +726,31 @@ def test_calls_and_the_rest_of_a_life(stage: Stage) -> None:
     assert line.call("add", 1, 2) == 3
 
 
+def test_a_stream_on_a_connection_that_was_closed_as_idle_is_sent_on_another(stage: Stage) -> None:
+    served = service()
+
+    @served.method
+    def count(to: int) -> Iterator[int]:
+        yield from range(to)
+
+    @served.method
+    def total(numbers: Iterator[int]) -> int:
+        return sum(numbers)
+
+    server = stage.serve(served, idle_timeout=0.2)
+    line = stage.connect()
+
+    async def counted() -> list[int]:
+        return [number async for number in line.line.stream("count", 3, returns=int)]
+
+    for _ in range(2):
+        assert wait_until(lambda: server.connection_count == 0)
+        assert line.call("total", iter([1, 2])) == 3
+        assert wait_until(lambda: server.connection_count == 0)
+        found = line.on_loop.run(counted()) if stage.is_async else list(line.line.stream("count", 3, returns=int))
+        assert found == [0, 1, 2]
+
+
 def test_both_ends_send_at_once_and_listen_on_loopback_only(server: ServerThread) -> None:
     with hostline.connect(server.address) as line:
         assert line.call("add", 1, 2) == 3

@@ -31,6 +31,7 @@ from hostline.rpc.calling import (
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, arrived_size
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached
 from hostline.wire.frame import Frame
 
@@ -259,6 +260,10 @@ class Caller:
             BrokenCallError: The connection ended first.
             TimeoutError: The deadline passed first; the connection is dirty.
         """
+        if has_hung_up(self._sock.fileno()):
+            # Over TCP the first send succeeds all the same, and nobody would know that the call was not run.
+            self._is_cut_off = True
+            raise BrokenCallError("the server closed the connection", was_sent=False)
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
         if self._liveness is not None:
             self._liveness.restart(monotonic(), self._mark())
