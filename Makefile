@@ -3,10 +3,12 @@
 #   PYTHON=...       the interpreter to build with (default: the first that tools/find-python finds)
 #   VENV=...         where the environment goes (default: .venv)
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
+#   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
 
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+JOBS ?= auto
 
 py := $(VENV)/bin/python
 pytest := $(py) -m pytest
@@ -42,11 +44,11 @@ demo: $(VENV)/.has-cli ## two services, a file of orders, a report: under a minu
 
 .PHONY: test
 test: $(VENV)/.has-test ## the whole suite, on asyncio's loop and on uvloop
-	$(pytest) $(PYTEST_ARGS)
+	$(pytest) -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.has-test ## the suite without the tests marked slow
-	$(pytest) -m "not slow" $(PYTEST_ARGS)
+	$(pytest) -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: conformance
 conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline beside its peers

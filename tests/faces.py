@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from hostline.aio import channels as aio_channels
 from hostline.aio import sockets as aio_sockets
-from hostline.sync import channels as sync_channels
+from hostline.aio.channels import opening as aio_channels
 from hostline.sync import sockets as sync_sockets
+from hostline.sync.channels import opening as sync_channels
 
 # Methods that may wait; the others are plain in both faces.
 WAITING = {"accept", "send", "send_bytes", "send_many", "recv", "recv_bytes", "recv_bytes_fds", "recv_fds", "recv_from"}

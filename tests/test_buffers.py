@@ -17,7 +17,7 @@ import pytest
 
 import hostline
 from hostline import Buffer, Fd
-from hostline.errors import DescriptorError, InvalidArgumentError
+from hostline.errors import DescriptorError, InvalidArgumentError, OverloadedError
 from hostline.limits import INLINE_BUFFER, MAX_BUFFER_SIZE
 from hostline.unix.passing.memory import map_sealed, sealed_memory
 from hostline.wire.attached import pack_buffer
@@ -199,7 +199,7 @@ def test_one_user_has_a_bound_and_gets_it_back(stage: Stage, world: World, monke
     monkeypatch.setattr("hostline.aio.serving.bounds.mapped.MAX_MAPPED_PER_UID", 5 * MIB)
     server = stage.serve(world.service)
     line = stage.connect()
-    with pytest.raises(InvalidArgumentError, match="buffers of uid 0 would take 6291456 bytes here, and 5242880 are"):
+    with pytest.raises(OverloadedError, match="buffers of uid 0 would take 6291456 bytes here, and 5242880 are"):
         line.call("digest", Buffer(bytes(6 * MIB)))
     for _ in range(5):
         line.call("digest", Buffer(bytes(4 * MIB)))

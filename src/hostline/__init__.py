@@ -14,7 +14,7 @@ from hostline.rpc.batch_runs import BatchCall
 from hostline.rpc.context import Context
 from hostline.rpc.stubs import raises
 from hostline.sync.batch import Batch
-from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
+from hostline.sync.channels.opening import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface

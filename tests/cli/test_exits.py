@@ -260,6 +260,7 @@ def test_every_error_of_hostline_has_a_code_beside_the_general_failure() -> None
         "MessageTooLongError",
         "TruncatedError",
         "InvalidMessageError",  # of channels, which the command does not use
+        "WorkersFailedError",  # the workers said above what is wrong
     }
     samples = {}
     for name in errors.__all__:
@@ -267,7 +268,8 @@ def test_every_error_of_hostline_has_a_code_beside_the_general_failure() -> None
         if issubclass(cls, errors.SocketError):
             samples[name] = cls("recv", "stream", "/x")
         else:
-            samples[name] = cls("x", "y") if issubclass(cls, errors.AddressError) else cls("x")
+            has_two = issubclass(cls, errors.AddressError | errors.WorkersFailedError)
+            samples[name] = cls("x", "y") if has_two else cls("x")
     assert {name for name, error in samples.items() if exit_code_of(error) == ExitCode.FAILURE} == general
 
 

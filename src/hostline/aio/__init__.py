@@ -4,7 +4,7 @@ Its blocking twin, with the same names, is `hostline.sync`.
 """
 
 from hostline.aio.batch import Batch
-from hostline.aio.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
+from hostline.aio.channels.opening import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.aio.client import Line, connect
 from hostline.aio.datagrams import Datagrams
 from hostline.aio.interface import Interface

@@ -106,7 +106,13 @@ def checked_values() -> Iterator[None]:
 _CODES: tuple[tuple[tuple[type[BaseException], ...], ExitCode], ...] = (
     ((errors.AddressError,), ExitCode.USAGE),
     (
-        (errors.PeerRefusedError, errors.AccessDeniedError, errors.MethodDeniedError, errors.UnsafeDirectoryError),
+        (
+            errors.PeerRefusedError,
+            errors.AccessDeniedError,
+            errors.MethodDeniedError,
+            errors.NoCredentialsError,
+            errors.UnsafeDirectoryError,
+        ),
         ExitCode.REFUSED,
     ),
     ((errors.RemoteError,), ExitCode.METHOD_ERROR),
@@ -117,6 +123,7 @@ _CODES: tuple[tuple[tuple[type[BaseException], ...], ExitCode], ...] = (
     (
         (
             errors.OverloadedError,
+            errors.SlowSubscriberError,
             errors.UnavailableError,
             errors.CallCancelledError,
             errors.PeerGoneError,

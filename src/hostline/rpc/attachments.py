@@ -21,7 +21,14 @@ from hostline.errors import DescriptorError, OverloadedError
 from hostline.limits import INLINE_BUFFER, MAX_FDS_PER_FRAME
 from hostline.unix.passing.ancillary import recv_message, send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
-from hostline.unix.passing.memory import HAS_SEALED_MEMORY, Buffer, bytes_of, map_sealed, sealed_memory
+from hostline.unix.passing.memory import (
+    HAS_SEALED_MEMORY,
+    Buffer,
+    bytes_of,
+    check_buffer_size,
+    map_sealed,
+    sealed_memory,
+)
 from hostline.wire.attached import FD_CODE, attach_type, pack_buffer, pack_fd, reading, unpack_buffer, unpack_fd
 from hostline.wire.schema import types_inside
 
@@ -154,7 +161,8 @@ class Attachments:
 
         Raises:
             TypeError: It is neither.
-            DescriptorError: It is closed, there are too many, or this process has no free one.
+            DescriptorError: It is closed, or there are too many.
+            OverloadedError: This process has no free one.
         """
         if isinstance(value, Buffer):
             return self._buffer(value)
@@ -169,7 +177,10 @@ class Attachments:
         try:
             self.fds.append(Fd(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)))
         except OSError as error:
-            raise DescriptorError(error.errno, f"descriptor {number} cannot be sent: {error.strerror}") from error
+            reason = f"descriptor {number} cannot be sent: {(error.strerror or '').lower()}"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise OverloadedError(reason) from error
+            raise DescriptorError(error.errno, reason) from error
         return pack_fd(len(self.fds) - 1)
 
     def _buffer(self, value: Buffer) -> Any:
@@ -178,7 +189,10 @@ class Attachments:
             self._room -= view.nbytes
             return view
         self._check_count()
-        self.fds.append(sealed_memory(view))
+        try:
+            self.fds.append(sealed_memory(view))
+        except DescriptorError as error:
+            raise OverloadedError(error.strerror or str(error)) from error
         return pack_buffer(len(self.fds) - 1, view.nbytes)
 
     def _check_count(self) -> None:
@@ -198,7 +212,7 @@ class ArrivedValues:
     Args:
         fds: What came with the frame; it is this object's from now on.
         kinds: The kinds of descriptor that are allowed.
-        charge: Called with the size of each buffer before it is mapped, in bytes; raises DescriptorError to refuse it.
+        charge: Called with the size of each buffer before it is mapped, in bytes; raises OverloadedError to refuse it.
     """
 
     __slots__ = ("_charge", "_fds", "_kinds")
@@ -219,6 +233,7 @@ class ArrivedValues:
                 return self._fd(unpack_fd(data))
             index, size = unpack_buffer(data)
             fd = self._claim(index)
+            check_buffer_size(size)
             if self._charge is not None:
                 self._charge(size)
             return map_sealed(fd, size)

@@ -11,7 +11,13 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NamedTuple
 
-from hostline.errors import InvalidArgumentError, InvalidResultError, NoCredentialsError, SlowSubscriberError
+from hostline.errors import (
+    InvalidArgumentError,
+    InvalidResultError,
+    NoCredentialsError,
+    OverloadedError,
+    SlowSubscriberError,
+)
 from hostline.rpc.attachments import ArrivedValues, UnclaimedError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
@@ -63,13 +69,14 @@ def bind(
 
     Raises:
         InvalidArgumentError: An argument is wrong; the handler must not run.
+        OverloadedError: There is no room for what came with it; nor then.
     """
     try:
         if arrived is None:
             args, keywords = method.signature.decode(payload, is_named)
         else:
             args, keywords = arrived.read(lambda: method.signature.decode(payload, is_named))
-    except InvalidArgumentError:
+    except (InvalidArgumentError, OverloadedError):
         raise
     except UnclaimedError as error:
         raise InvalidArgumentError(str(error)) from error

@@ -4,7 +4,7 @@ There is no blocking server: `Service.run()` drives the one in `hostline.aio`.
 """
 
 from hostline.sync.batch import Batch
-from hostline.sync.channels import Channel, ChannelListener, channelpair, connect_channel, listen_channel
+from hostline.sync.channels.opening import Channel, ChannelListener, channelpair, connect_channel, listen_channel
 from hostline.sync.client import Line, connect
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.interface import Interface

@@ -28,6 +28,7 @@ __all__ = [
     "attached_schema",
     "decoder_for",
     "encode_into",
+    "encode_plain",
     "is_attached",
     "pack_buffer",
     "pack_fd",
@@ -132,7 +133,7 @@ def _take_out(value: Any) -> Any:
 
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=_take_out)
-_encode_plain: Final = _encoder.encode_into
+encode_plain: Final = _encoder.encode_into  # without anything that could be taken out, and as fast as msgspec
 
 
 def encode_into(value: Any, buffer: bytearray, offset: int, attach: Attach | None = None) -> None:
@@ -142,11 +143,11 @@ def encode_into(value: Any, buffer: bytearray, offset: int, attach: Attach | Non
         Exception: Whatever msgspec, or an object that is read, raises.
     """
     if attach is None:
-        _encode_plain(value, buffer, offset)
+        encode_plain(value, buffer, offset)
         return
     token = _attach.set(attach)
     try:
-        _encode_plain(value, buffer, offset)
+        encode_plain(value, buffer, offset)
     except BaseException:
         attach.discard()
         raise

@@ -23,9 +23,15 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from hostline.errors import InvalidArgumentError, InvalidResultError, LocalProtocolError, RemoteProtocolError
+from hostline.errors import (
+    InvalidArgumentError,
+    InvalidResultError,
+    LocalProtocolError,
+    OverloadedError,
+    RemoteProtocolError,
+)
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
-from hostline.wire.attached import Attach, Attached, decoder_for, encode_into
+from hostline.wire.attached import Attach, Attached, decoder_for, encode_into, encode_plain
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
 
@@ -253,6 +259,7 @@ def encode_call(
 
     Raises:
         InvalidArgumentError: An argument cannot be encoded, or all of them together exceed the frame.
+        OverloadedError: This process has no descriptor or no memory left for what travels beside them.
     """
     flags = 0
     if time_left is None:
@@ -268,6 +275,8 @@ def encode_call(
             encode_into((args, keywords), buffer, len(buffer), attach)
         else:
             encode_into(args, buffer, len(buffer), attach)
+    except OverloadedError:
+        raise  # there is no room for what would travel beside them
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
     if has_items:
@@ -330,7 +339,10 @@ def encode_reply(
     """
     buffer = bytearray(HEADER_SIZE)
     try:
-        encode_into(result, buffer, HEADER_SIZE, attach)
+        if attach is None:
+            encode_plain(result, buffer, HEADER_SIZE)
+        else:
+            encode_into(result, buffer, HEADER_SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE

@@ -8,6 +8,7 @@ More than 400 lines, because a call's ways to end must each be known to all the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,10 +29,10 @@ from hostline.protocol.outgoing import close_attached
 from hostline.protocol.serving.admission import Verdict
 from hostline.rpc.attachments import Attachments
 from hostline.rpc.context import Context, enter_context
-from hostline.rpc.dispatch import Invocation, describe_failure, logger
+from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
 from hostline.unix.credentials import Peer
-from hostline.unix.passing.descriptors import close_all
+from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.memory import Buffer
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
 from hostline.wire.frame import Flag, Frame, Kind
@@ -141,10 +142,10 @@ class Calls:
             self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
             return
         deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
-        call = RunningCall(self, call_id, method, payload, is_named, deadline, frame.fds)
         if method.execution is Execution.INLINE:
-            self._run_inline(call)
+            self._run_inline(method, call_id, payload, is_named, deadline, frame.fds)
             return
+        call = RunningCall(self, call_id, method, payload, is_named, deadline, frame.fds)
         if method.signature.streams_result:
             call.outlet = Outlet(call, self._loop)
         if stream is not None:
@@ -193,8 +194,8 @@ class Calls:
         call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline, stopping)
         try:
             invocation = self._server.mapped.bind(call)
-        except InvalidArgumentError as error:
-            self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
+        except (InvalidArgumentError, OverloadedError) as error:
+            self._turn_away(call, self._code_for(error), f"{call.method.name}: {error}")
             return
         call.payload = b""
         if self._account.is_full and (call.inlet or call.outlet):
@@ -218,15 +219,21 @@ class Calls:
         self._server.release_slot_soon(self._account)
         self.fail(call.call_id, code, message)
 
-    def _run_inline(self, call: RunningCall) -> None:
+    def _run_inline(
+        self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline, fds: Sequence[Fd]
+    ) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
-        method, call_id = call.method, call.call_id
-        if method.context_name:
-            call.context = Context(self.peer, method.name, call_id, call.deadline)
+        context = Context(self._session.peer, method.name, call_id, deadline) if method.context_name else None
+        call: RunningCall | None = None
         try:
-            invocation = self._server.mapped.bind(call)
-        except InvalidArgumentError as error:
-            self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
+            if fds:
+                call = RunningCall(self, call_id, method, payload, is_named, deadline, fds)
+                call.context = context
+                invocation = self._server.mapped.bind(call)
+            else:
+                invocation = bind(method, payload, is_named, context)
+        except (InvalidArgumentError, OverloadedError) as error:
+            self.fail(call_id, self._code_for(error), f"{method.name}: {error}")
             return
         try:
             result = invocation.run()
@@ -236,8 +243,15 @@ class Calls:
             self._answer_failure(method, call_id, error)
         else:
             self._answer(method, call_id, result)
-        if call.mapped:
+        if call is not None:
             self._server.mapped.release(call)
+
+    def _code_for(self, error: InvalidArgumentError | OverloadedError) -> str:
+        """Return the code for a call whose arguments were not taken."""
+        if isinstance(error, OverloadedError):
+            self._server.counts.overloaded += 1
+            return ErrorCode.OVERLOADED
+        return ErrorCode.INVALID_ARGUMENT
 
     def _refuse_fds(self, frame: Frame, method: Method) -> None:
         """Cut off a peer that sends descriptors where the hello said that none are taken."""
@@ -352,8 +366,11 @@ class Calls:
 
     def _answer(self, method: Method, call_id: int, result: Any) -> None:
         try:
-            result, attach = self.attachments(method, result)
-            reply = encode_reply(call_id, result, self._protocol.max_reply_size, attach)
+            if method.signature.gives_attached:
+                result, attach = self.attachments(method, result)
+                reply = encode_reply(call_id, result, self._protocol.max_reply_size, attach)
+            else:
+                reply = encode_reply(call_id, result, self._protocol.max_reply_size)
         except Exception as error:  # mostly InvalidResultError, but a result's own code may run and fail in any way
             self._answer_failure(method, call_id, error)
             return

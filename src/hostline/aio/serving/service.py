@@ -184,7 +184,7 @@ class Service(ServiceBase):
         async def make() -> Server:
             if takeover:
                 if isinstance(wanted.address, LoopbackAddress):
-                    raise AddressError(wanted.address.text, "a tcp: socket is not taken over; stop its server first")
+                    raise AddressError(wanted.address.text, "a tcp: socket cannot be taken over; stop its server first")
                 return await listen_or_take_over(wanted, self.name, prepare)
             bound = _listen(wanted, allow)
             try:

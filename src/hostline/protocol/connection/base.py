@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.outgoing import close_attached
 from hostline.protocol.states import TRANSITIONS, Role, State
-from hostline.wire.frame import Flag, Frame, FrameDecoder, Kind, encode_frame
+from hostline.wire.frame import Frame, FrameDecoder, Kind, encode_frame
 
 __all__ = ["Connection"]
-
-_MAX_CALL_ID: Final = 0xFFFF_FFFF
-_NOT_RUN: Final = "the service is leaving; the call was not run"
-
-# What the client gets: the ticket that `call` was given, and the frame that answers it.
-Answer = tuple[Any, Frame]
-
-# Plain integers for the hot path: arithmetic on enum members costs ten times as much.
-_CALL: Final = int(Kind.CALL)
-_REPLY: Final = int(Kind.REPLY)
-_ERROR: Final = int(Kind.ERROR)
-_ANSWERED: Final = (_REPLY, _ERROR)
-_CANCEL: Final = int(Kind.CANCEL)
-_HELLO: Final = int(Kind.HELLO)
-_ITEM: Final = int(Kind.ITEM)
-_END: Final = int(Kind.END)
-_CREDIT: Final = int(Kind.CREDIT)
-_STREAM: Final = int(Flag.STREAM)
-_ABOUT_RUNNING: Final = (_CANCEL, _CREDIT)
-_GOAWAY: Final = int(Kind.GOAWAY)
-_PING: Final = int(Kind.PING)
 
 
 class Connection:

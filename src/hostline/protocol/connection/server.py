@@ -27,17 +27,10 @@ from hostline.wire.frame import Flag, Frame, Kind, encode_frame
 
 __all__ = ["ServerConnection"]
 
-_MAX_CALL_ID: Final = 0xFFFF_FFFF
 _NOT_RUN: Final = "the service is leaving; the call was not run"
-
-# What the client gets: the ticket that `call` was given, and the frame that answers it.
-Answer = tuple[Any, Frame]
 
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _CALL: Final = int(Kind.CALL)
-_REPLY: Final = int(Kind.REPLY)
-_ERROR: Final = int(Kind.ERROR)
-_ANSWERED: Final = (_REPLY, _ERROR)
 _CANCEL: Final = int(Kind.CANCEL)
 _HELLO: Final = int(Kind.HELLO)
 _ITEM: Final = int(Kind.ITEM)

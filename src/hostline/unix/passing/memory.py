@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         def __array_interface__(self) -> dict[str, Any]: ...
 
 
-__all__ = ["HAS_SEALED_MEMORY", "Buffer", "bytes_of", "map_sealed", "sealed_memory"]
+__all__ = ["HAS_SEALED_MEMORY", "Buffer", "bytes_of", "check_buffer_size", "map_sealed", "sealed_memory"]
 
 HAS_SEALED_MEMORY: bool = sys.platform == "linux" and hasattr(os, "memfd_create")
 
@@ -147,6 +147,12 @@ def sealed_memory(view: memoryview) -> Fd:
     return fd
 
 
+def check_buffer_size(size: int) -> None:
+    """Refuse a size that no buffer in sealed memory has; raises DescriptorError."""
+    if not 0 < size <= MAX_BUFFER_SIZE:
+        raise DescriptorError(errno.EINVAL, f"buffer of {size} bytes: 1 to {MAX_BUFFER_SIZE} are taken")
+
+
 def map_sealed(fd: Fd, size: int) -> memoryview:
     """Return the bytes in sealed memory that a peer sent, read-only; they stay for as long as the view is held.
 
@@ -161,8 +167,7 @@ def map_sealed(fd: Fd, size: int) -> memoryview:
         number = fd.fileno()
         if not HAS_SEALED_MEMORY:
             raise DescriptorError(errno.ENOTSUP, "sealed memory came, which this platform does not have")
-        if not 0 < size <= MAX_BUFFER_SIZE:
-            raise DescriptorError(errno.EINVAL, f"buffer of {size} bytes: 1 to {MAX_BUFFER_SIZE} are taken")
+        check_buffer_size(size)
         if (kind := kind_of(number)) != "memfd":
             raise DescriptorError(errno.EINVAL, f"buffer came in a descriptor of kind {kind}, not in a memfd")
         seals = fcntl.fcntl(number, fcntl.F_GET_SEALS)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from functools import partial
 
 from hostline.aio.serving.running import RunningCall
-from hostline.errors import DescriptorError
+from hostline.errors import OverloadedError
 from hostline.limits import MAX_MAPPED_PER_UID
 from hostline.protocol.serving.quotas import owner_in_words
 from hostline.rpc.attachments import ArrivedValues
@@ -32,7 +31,8 @@ class MappedBuffers:
         """Check a call's arguments; the descriptors and buffers that came with them are the handler's from now on.
 
         Raises:
-            InvalidArgumentError: An argument is wrong, or its user has too much here; all that came is closed.
+            InvalidArgumentError: An argument is wrong; all that came is closed.
+            OverloadedError: Its user has too much here; the same.
         """
         if not call.fds:
             return bind(call.method, call.payload, call.is_named, call.context, call.inlet)
@@ -50,12 +50,14 @@ class MappedBuffers:
             reason = (
                 f"buffers of {owner_in_words(uid)} would take {total} bytes here, and {MAX_MAPPED_PER_UID} are the most"
             )
-            raise DescriptorError(errno.EDQUOT, reason)
+            raise OverloadedError(reason)
         self._by_uid[uid] = total
         call.mapped += size
 
     def release(self, call: RunningCall) -> None:
         """Take a call's buffers off the account: it has ended."""
+        if not call.mapped:
+            return
         uid = call.calls.peer.account
         left = self._by_uid.get(uid, 0) - call.mapped
         call.mapped = 0

@@ -1,20 +1,21 @@
-"""Channels for asyncio: whole messages, typed on receipt, with descriptors, deadlines and limits, and no calls.
+"""Channels for blocking code: whole messages, typed on receipt, with descriptors, deadlines and limits, and no calls.
 
-One task may send while another receives; a second one in the same direction is refused. What travels and what is
-refused is decided in `protocol/channels/messages.py`. The twin of `sync/channel.py`.
+Every method may be used by many threads at the same time, sending and receiving at once included. What travels and what
+is refused is decided in `protocol/channels/messages.py`. The twin of `aio/channels/channel.py`.
 
 One class of many lines, because half of them are overloads and documentation.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from hostline.aio.connection import Connection
 from hostline.clock import Deadline
 from hostline.errors import (
     ClosedError,
@@ -24,10 +25,10 @@ from hostline.errors import (
     RemoteProtocolError,
     TruncatedError,
 )
-from hostline.limits import FRAMES_PER_TURN
 from hostline.protocol.channels.batches import checked_count, count_sent
 from hostline.protocol.channels.messages import Message, Messages
 from hostline.protocol.channels.values import plain_bytes, value_reader, without_fds
+from hostline.sync.connection import Connection
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.options import largest_packet
@@ -50,7 +51,7 @@ class Channel:
         connection: The socket underneath. Whoever sends or receives on it directly ends the channel.
     """
 
-    __slots__ = ("__weakref__", "_meeting", "_messages", "_turn", "connection")
+    __slots__ = ("__weakref__", "_meeting", "_messages", "_pid", "_receiving", "connection")
 
     def __init__(self, connection: Connection, *, max_message_size: int | None = None) -> None:
         """Take over a connection on which nothing was sent, and introduce this side; nothing waits.
@@ -68,11 +69,12 @@ class Channel:
         self._messages = Messages(
             connection.type, max_message_size, connection.max_fds, packet_size=largest_packet(connection.socket)
         )
-        self._meeting = asyncio.Lock()
-        self._turn = 0  # messages handed out since other tasks had their turn for certain
+        self._pid = os.getpid()
+        self._meeting = threading.Lock()
+        self._receiving = threading.Lock()
         hello = self._messages.introduce()
         try:
-            send_message(connection.socket, (hello,), socket_type=self.type)
+            send_message(connection.socket, (hello,), flags=socket.MSG_DONTWAIT, socket_type=self.type)
         except PeerGoneError:
             pass  # what it sent before it left can still be received
         except BlockingIOError as error:
@@ -105,7 +107,7 @@ class Channel:
 
     # --- sending ---------------------------------------------------------------------------------------
 
-    async def send(self, value: Any, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
+    def send(self, value: Any, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
         """Send a value as one message.
 
         The first send waits until the other side has introduced itself, which tells what it takes. When a deadline cuts
@@ -127,10 +129,10 @@ class Channel:
             ClosedError: This side was closed, perhaps while waiting.
         """
         deadline = Deadline.after(timeout)
-        await self._meet_to_send(deadline)
-        await self.connection.send(self._messages.encode(value, len(fds)), fds=fds, timeout=deadline.left())
+        self._meet_to_send(deadline)
+        self.connection.send(self._messages.encode(value, len(fds)), fds=fds, timeout=deadline.left())
 
-    async def send_bytes(
+    def send_bytes(
         self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None
     ) -> None:
         """Send plain bytes as one message, for `recv_bytes`.
@@ -144,10 +146,10 @@ class Channel:
             HostlineError: As from `send`.
         """
         deadline = Deadline.after(timeout)
-        await self._meet_to_send(deadline)
-        await self.connection.send(self._messages.encode_bytes(data, len(fds)), fds=fds, timeout=deadline.left())
+        self._meet_to_send(deadline)
+        self.connection.send(self._messages.encode_bytes(data, len(fds)), fds=fds, timeout=deadline.left())
 
-    async def send_many(self, values: Iterable[Any], *, timeout: float | None = None) -> int:
+    def send_many(self, values: Iterable[Any], *, timeout: float | None = None) -> int:
         """Send many values, each as one message, with as few system calls as the socket's type allows.
 
         Args:
@@ -162,12 +164,12 @@ class Channel:
         """
         deadline = Deadline.after(timeout)
         try:
-            await self._meet_to_send(deadline)
+            self._meet_to_send(deadline)
             frames = [self._messages.encode(value) for value in values]
         except BaseException as error:
             count_sent(error, 0)
             raise
-        return await self.connection.send_many(frames, timeout=deadline.left())
+        return self.connection.send_many(frames, timeout=deadline.left())
 
     def shutdown(self) -> None:
         """End sending: the other side's iteration ends, and this side may go on receiving.
@@ -181,12 +183,12 @@ class Channel:
     # --- receiving -------------------------------------------------------------------------------------
 
     @overload
-    async def recv(self, type: Callable[..., T], *, timeout: float | None = None) -> T: ...
+    def recv(self, type: Callable[..., T], *, timeout: float | None = None) -> T: ...
 
     @overload
-    async def recv(self, type: Any = Any, *, timeout: float | None = None) -> Any: ...
+    def recv(self, type: Any = Any, *, timeout: float | None = None) -> Any: ...
 
-    async def recv(self, type: Any = Any, *, timeout: float | None = None) -> Any:
+    def recv(self, type: Any = Any, *, timeout: float | None = None) -> Any:
         """Receive one message's value.
 
         Args:
@@ -205,15 +207,15 @@ class Channel:
             TypeError: msgspec cannot decode into the type.
         """
         read = value_reader(type)
-        return read(without_fds(await self._receive(timeout)))
+        return read(without_fds(self._receive(timeout)))
 
     @overload
-    async def recv_fds(self, type: Callable[..., T], *, timeout: float | None = None) -> tuple[T, list[Fd]]: ...
+    def recv_fds(self, type: Callable[..., T], *, timeout: float | None = None) -> tuple[T, list[Fd]]: ...
 
     @overload
-    async def recv_fds(self, type: Any = Any, *, timeout: float | None = None) -> tuple[Any, list[Fd]]: ...
+    def recv_fds(self, type: Any = Any, *, timeout: float | None = None) -> tuple[Any, list[Fd]]: ...
 
-    async def recv_fds(self, type: Any = Any, *, timeout: float | None = None) -> tuple[Any, list[Fd]]:
+    def recv_fds(self, type: Any = Any, *, timeout: float | None = None) -> tuple[Any, list[Fd]]:
         """Receive one message's value and its descriptors, which belong to the caller and are close-on-exec.
 
         Args:
@@ -224,10 +226,10 @@ class Channel:
             HostlineError: As from `recv`. The descriptors of a message that is refused are closed.
         """
         read = value_reader(type)
-        message = await self._receive(timeout)
+        message = self._receive(timeout)
         return read(message), message.fds
 
-    async def recv_bytes(self, *, timeout: float | None = None) -> bytes:
+    def recv_bytes(self, *, timeout: float | None = None) -> bytes:
         """Receive one message of plain bytes.
 
         Args:
@@ -236,9 +238,9 @@ class Channel:
         Raises:
             HostlineError: As from `recv`; `InvalidMessageError` for a value.
         """
-        return plain_bytes(without_fds(await self._receive(timeout)))
+        return plain_bytes(without_fds(self._receive(timeout)))
 
-    async def recv_bytes_fds(self, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
+    def recv_bytes_fds(self, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
         """Receive one message of plain bytes and its descriptors, which belong to the caller and are close-on-exec.
 
         Args:
@@ -247,16 +249,16 @@ class Channel:
         Raises:
             HostlineError: As from `recv_bytes`. The descriptors of a message that is refused are closed.
         """
-        message = await self._receive(timeout)
+        message = self._receive(timeout)
         return plain_bytes(message), message.fds
 
     @overload
-    async def recv_many(self, max_count: int, type: Callable[..., T], *, timeout: float | None = None) -> list[T]: ...
+    def recv_many(self, max_count: int, type: Callable[..., T], *, timeout: float | None = None) -> list[T]: ...
 
     @overload
-    async def recv_many(self, max_count: int, type: Any = Any, *, timeout: float | None = None) -> list[Any]: ...
+    def recv_many(self, max_count: int, type: Any = Any, *, timeout: float | None = None) -> list[Any]: ...
 
-    async def recv_many(self, max_count: int, type: Any = Any, *, timeout: float | None = None) -> list[Any]:
+    def recv_many(self, max_count: int, type: Any = Any, *, timeout: float | None = None) -> list[Any]:
         """Receive the values of the messages that are there: one at least, `max_count` at most.
 
         An error about one message is raised when it is the first; otherwise those before it are returned, and the next
@@ -275,27 +277,30 @@ class Channel:
         read = value_reader(type)
         values: list[Any] = []
         deadline = Deadline.after(timeout)
-        await self._meet(deadline)
-        message: Message | None = await self._next(deadline, max_count)
-        while message is not None:
-            try:
-                values.append(read(without_fds(message)))
-                message = self._messages.next_message() if len(values) < max_count else None
-            except HostlineError as error:
-                if not values:
-                    raise
-                self._messages.fail_later(error)
-                break
-        self._turn += len(values) - 1
+        self._meet(deadline)
+        lock = self._acquire("_receiving", deadline)
+        try:
+            message: Message | None = self._next(deadline, max_count)
+            while message is not None:
+                try:
+                    values.append(read(without_fds(message)))
+                    message = self._messages.next_message() if len(values) < max_count else None
+                except HostlineError as error:
+                    if not values:
+                        raise
+                    self._messages.fail_later(error)
+                    break
+        finally:
+            lock.release()
         return values
 
     @overload
-    def messages(self, type: Callable[..., T], *, timeout: float | None = None) -> AsyncIterator[T]: ...
+    def messages(self, type: Callable[..., T], *, timeout: float | None = None) -> Iterator[T]: ...
 
     @overload
-    def messages(self, type: Any = Any, *, timeout: float | None = None) -> AsyncIterator[Any]: ...
+    def messages(self, type: Any = Any, *, timeout: float | None = None) -> Iterator[Any]: ...
 
-    async def messages(self, type: Any = Any, *, timeout: float | None = None) -> AsyncIterator[Any]:
+    def messages(self, type: Any = Any, *, timeout: float | None = None) -> Iterator[Any]:
         """Receive the value of one message after the other until the other side ends cleanly.
 
         Args:
@@ -307,81 +312,79 @@ class Channel:
         """
         while True:
             try:
-                value = await self.recv(type, timeout=timeout)
+                value = self.recv(type, timeout=timeout)
             except EndOfStream:
                 return
             yield value
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __iter__(self) -> Iterator[Any]:
         """Receive values of any type until the other side ends cleanly."""
         return self.messages()
 
     # --- reading ---------------------------------------------------------------------------------------
 
-    async def _receive(self, timeout: float | None) -> Message:
+    def _receive(self, timeout: float | None) -> Message:
         deadline = Deadline.after(timeout)
-        await self._meet(deadline)
-        return await self._next(deadline)
+        self._meet(deadline)
+        lock = self._acquire("_receiving", deadline)
+        try:
+            return self._next(deadline)
+        finally:
+            lock.release()
 
-    async def _meet_to_send(self, deadline: Deadline) -> None:
+    def _meet_to_send(self, deadline: Deadline) -> None:
         """Wait as `_meet` does; here an end is no clean one."""
         if self._messages.hello is not None:
             return
         try:
-            await self._meet(deadline)
+            self._meet(deadline)
         except EndOfStream as end:
             reason = "the other side closed before it introduced itself: it does not admit this user, or is no channel"
             raise PeerGoneError("send", self.type, printable(self.address), errno.EPIPE, reason) from end
 
-    async def _meet(self, deadline: Deadline) -> None:
+    def _meet(self, deadline: Deadline) -> None:
         """Wait until the other side has introduced itself.
 
-        One task reads for it; a sender and a receiver may both be here.
+        A lock of its own, so that a sender is not held up by a receiver that waits for messages.
         """
         if self._messages.hello is not None:
             return
-        try:
-            async with asyncio.timeout(deadline.left()):
-                await self._meeting.acquire()
-        except TimeoutError as error:
-            raise translate(error, "recv", self.type, self.address) from error
+        lock = self._acquire("_meeting", deadline)
         try:
             while self._messages.hello is None:
-                await self._read(deadline)
+                self._read(deadline)
                 if self._messages.hello is None:
                     self._messages.next_message()  # raises, if it is a stranger
         except RemoteProtocolError:
             self.close()
             raise
         finally:
-            self._meeting.release()
+            lock.release()
 
-    async def _next(self, deadline: Deadline, max_count: int = 1) -> Message:
-        """Return the next message, reading as long as there is none."""
-        self._turn += 1
-        if self._turn > FRAMES_PER_TURN:
-            # What has been read needs no waiting, so that a peer that floods this side would keep the loop for itself.
-            self._turn = 0
-            await asyncio.sleep(0)
+    def _next(self, deadline: Deadline, max_count: int = 1) -> Message:
+        """Return the next message, reading as long as there is none; the lock is held."""
         try:
             if self.is_closed:
                 raise self._closed()
             while (message := self._messages.next_message()) is None:
-                await self._read(deadline, max_count)
+                self._read(deadline, max_count)
             return message
         except RemoteProtocolError:
             self.close()
             raise
+        finally:
+            if self.is_closed:
+                self._messages.close()
 
-    async def _read(self, deadline: Deadline, max_count: int = 1) -> None:
+    def _read(self, deadline: Deadline, max_count: int = 1) -> None:
         """Read once, on seqpacket as many packets as are there and wanted."""
         size = self._messages.read_size
         try:
             if max_count == 1 or self.type == "stream":
-                data, fds = await self.connection.recv_fds(size, timeout=deadline.left())
+                data, fds = self.connection.recv_fds(size, timeout=deadline.left())
                 self._messages.receive_data(data, fds)
                 return
-            for data, fds in await self.connection.recv_many_fds(max_count, size, timeout=deadline.left()):
+            for data, fds in self.connection.recv_many_fds(max_count, size, timeout=deadline.left()):
                 self._messages.receive_data(data, fds)
         except TruncatedError as error:
             most = self.max_message_size
@@ -402,6 +405,17 @@ class Channel:
     def _gone(self, reason: str) -> PeerGoneError:
         return PeerGoneError("recv", self.type, printable(self.address), errno.ECONNRESET, reason)
 
+    def _acquire(self, name: Literal["_meeting", "_receiving"], deadline: Deadline) -> threading.Lock:
+        if self._pid != os.getpid():
+            # The parent's threads are not here, and may have held a lock at the fork.
+            self._pid = os.getpid()
+            self._meeting, self._receiving = threading.Lock(), threading.Lock()
+        lock: threading.Lock = getattr(self, name)
+        left = deadline.left()
+        if not lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+            raise translate(TimeoutError(), "recv", self.type, self.address)
+        return lock
+
     # --- the end ---------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -420,16 +434,20 @@ class Channel:
     def close(self) -> None:
         """Close, and have every call that waits raise `ClosedError`; a second close does nothing."""
         self.connection.close()
-        self._messages.close()
+        if self._receiving.acquire(blocking=False):  # otherwise whoever holds it sees to it
+            try:
+                self._messages.close()
+            finally:
+                self._receiving.release()
 
     def _closed(self) -> HostlineError:
         where = f" to {printable(self.address)}" if self.address else ""
         return ClosedError(f"this channel{where} was closed")
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:

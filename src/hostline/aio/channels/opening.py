@@ -1,6 +1,6 @@
 """Where channels come from, for asyncio: listen, connect, pair. What they do is in `channel.py`.
 
-The twin of `sync/channels.py`.
+The twin of `sync/channels/opening.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from hostline.aio.channel import Channel
+from hostline.aio.channels.channel import Channel
 from hostline.aio.sockets import Listener, connect_socket, listen, socketpair
 from hostline.clock import Deadline
 from hostline.errors import ClosedError, SocketError

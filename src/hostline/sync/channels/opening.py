@@ -1,6 +1,6 @@
 """Where channels come from, for blocking code: listen, connect, pair. What they do is in `channel.py`.
 
-The twin of `aio/channels.py`.
+The twin of `aio/channels/opening.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hostline.clock import Deadline
 from hostline.errors import ClosedError, SocketError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
 from hostline.protocol.channels.messages import Messages
-from hostline.sync.channel import Channel
+from hostline.sync.channels.channel import Channel
 from hostline.sync.sockets import Listener, connect_socket, listen, socketpair
 from hostline.unix.address import Address, SocketType
 from hostline.unix.credentials import Peers

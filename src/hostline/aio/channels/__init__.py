@@ -1,0 +1,1 @@
+"""Channels: framed messages without calls, and how they are opened."""
