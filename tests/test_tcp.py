@@ -650,6 +650,19 @@ def test_a_rule_that_the_key_keeps_is_taken(sock_dir: Path, allow: Peers) -> Non
             assert line.call("add", 1, 2) == 3
 
 
+def test_who_has_one_account_with_all_has_no_share_of_it(sock_dir: Path) -> None:
+    with ServerThread(service(), f"tcp:{sock_dir}/s", allow=Peers.anyone(), concurrency=16) as server:
+        bounds, share = server.do(lambda served: (served.accounts.quotas.bounds, served.accounts.share))
+        assert share == 16
+        assert bounds.connection_rate_per_uid is None
+
+
+def test_a_backlog_that_is_no_number_of_connections_is_refused(sock_dir: Path) -> None:
+    with pytest.raises(ValueError, match="backlog -1 must be zero or more"):
+        ServerThread(service(), f"tcp:{sock_dir}/s", backlog=-1)
+    assert list(sock_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize("face", [hostline, hostline.sync.sockets])
 def test_raw_sockets_and_channels_are_refused_in_words(sock_dir: Path, face: Any) -> None:
     address = f"tcp:{sock_dir}/s"

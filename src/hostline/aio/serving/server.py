@@ -70,7 +70,8 @@ class Server:
         self.service = service
         self.max_frame_size = check_frame_size(self.settings.max_frame_size)
         self._allow = allow or bound.rule
-        self.accounts = Accounts(self, self._allow)
+        # Over tcp: all have one account, so that a user's share would keep places free for nobody.
+        self.accounts = Accounts(self, self._allow if bound.key is None else bound.rule)
         self.admission = Admission(
             self.settings.concurrency,
             self.settings.queue,
