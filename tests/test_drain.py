@@ -296,7 +296,7 @@ def test_what_was_read_and_not_taken_when_the_grace_ends_is_answered_and_never_s
     ):
         client.sock.sendall(b"".join(client.encode(number, "hold", number) for number in range(1, count + 1)))
         assert wait_until(lambda: server.do(lambda it: any(session._kept for session in it._sessions)))
-        server.stop()
+        server.stop(0.1)
         answers = [frame for frame in client.read_until_end() if frame.kind == Kind.ERROR]
     codes = collections.Counter(decode_failure(frame.payload).code for frame in answers)
     assert codes == {ErrorCode.UNAVAILABLE: 1, ErrorCode.NOT_RUN: count - 1}
