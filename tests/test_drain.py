@@ -19,10 +19,11 @@ import pytest
 
 import hostline
 from hostline.errors import AddressNotFoundError, ConnectRefusedError, UnavailableError
-from hostline.wire.codec import GoawayCode, decode_farewell
+from hostline.limits import MAX_CALLS_PER_CONNECTION
+from hostline.wire.codec import ErrorCode, GoawayCode, decode_failure, decode_farewell
 from hostline.wire.frame import Kind
 from tests.leaks import wait_until
-from tests.serving import AsyncLine, BlockingLine, RawClient, ServerProcess, loop_names, takes_less_than
+from tests.serving import AsyncLine, BlockingLine, RawClient, ServerProcess, ServerThread, loop_names, takes_less_than
 
 
 @pytest.fixture(params=loop_names())
@@ -275,3 +276,28 @@ def test_a_second_signal_ends_what_still_runs_at_once(sock_dir: Path, journal: P
                 call.result(10)
             assert server.wait() == 0
         line.close()
+
+
+def test_what_was_read_and_not_taken_when_the_grace_ends_is_answered_and_never_starts(
+    sock_dir: Path, loop: str
+) -> None:
+    service = hostline.Service("held")
+    started: list[int] = []
+
+    @service.method
+    async def hold(number: int) -> None:
+        started.append(number)
+        await asyncio.sleep(60)
+
+    count = MAX_CALLS_PER_CONNECTION + 50
+    with (
+        ServerThread(service, sock_dir / "s", loop=loop, concurrency=1, grace=0.1) as server,
+        RawClient(str(sock_dir / "s")) as client,
+    ):
+        client.sock.sendall(b"".join(client.encode(number, "hold", number) for number in range(1, count + 1)))
+        assert wait_until(lambda: server.do(lambda it: any(session._kept for session in it._sessions)))
+        server.stop(0.1)
+        answers = [frame for frame in client.read_until_end() if frame.kind == Kind.ERROR]
+    codes = collections.Counter(decode_failure(frame.payload).code for frame in answers)
+    assert codes == {ErrorCode.UNAVAILABLE: 1, ErrorCode.NOT_RUN: count - 1}
+    assert started == [1]

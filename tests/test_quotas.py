@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import select
@@ -341,11 +342,18 @@ def AsyncLineOn(address: str, loop: str, **options: Any) -> Iterator[AsyncLine]:
         ({"max_buffered_per_uid": MIB}, r"max_buffered_per_uid of 1048576 bytes must be at least 2097152, two frames"),
         ({"idle_timeout": 0.0}, "idle_timeout of 0.0 seconds must be above 0; None turns it off"),
         ({"ping_timeout": -1.0}, "ping_timeout of -1.0 seconds must be above 0"),
+        ({"concurrency": 0}, "concurrency of 0 must be at least 1"),
+        ({"queue": -1}, "queue of -1 must be 0 or more"),
+        ({"threads": 0}, "threads of 0 must be at least 1"),
+        ({"grace": math.nan}, "grace of nan seconds must be 0 or more"),
+        ({"max_frame_size": 1}, "max_frame_size of 1 bytes must lie between"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused_with_value_and_fix(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         costly_service().serve("x", **options)
+    with pytest.raises(ValueError, match=text):  # before anything is forked: a worker could only fail
+        costly_service().run("x", workers=2, **options)
 
 
 # --- honest users -----------------------------------------------------------------------------------------
@@ -558,6 +566,67 @@ def test_calls_end_soon_after_the_server_was_stopped(stage_kind: tuple[str, str]
             line.close()
         server.signal(signal.SIGTERM)
         server.wait()
+
+
+@pytest.mark.parametrize("stage_kind", stages())
+def test_a_batch_ends_soon_after_the_server_was_stopped(stage_kind: tuple[str, str], address: str) -> None:
+    face, loop = stage_kind
+    options: dict[str, Any] = {"ping_interval": 0.2, "ping_timeout": 0.5}
+    with ServerProcess(address, "--loop", loop) as server:
+        line: Any = AsyncLine(address, loop=loop, **options) if face == "aio" else BlockingLine(address, **options)
+        try:
+            with stopped(server.pid), takes_less_than(6):
+                with pytest.raises(UnavailableError, match=r"no answer to a ping for 0\.5 seconds"):
+                    batch_of_one(line, "charge", 1)
+            assert batch_of_one(line, "charge", 2) == 2
+        finally:
+            line.close()
+        server.signal(signal.SIGTERM)
+        server.wait()
+
+
+def batch_of_one(line: Any, method: str, *args: Any) -> Any:
+    """Make a call in a batch, over either face."""
+
+    async def on_loop() -> Any:
+        async with line.line.batch(timeout=20) as batch:
+            call = batch.call(method, *args)
+        return call.result()
+
+    if isinstance(line, AsyncLine):
+        return line.on_loop.run(on_loop(), 30)
+    with line.line.batch(timeout=20) as batch:
+        call = batch.call(method, *args)
+    return call.result()
+
+
+@pytest.mark.parametrize("stage_kind", stages())
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_call_that_was_long_in_sending_is_asked_for_before_it_is_given_up(
+    stage_kind: tuple[str, str], is_batch: bool, address: str
+) -> None:
+    face, loop = stage_kind
+    service = costly_service()
+
+    @service.method(inline=True)
+    def hang(seconds: float) -> None:
+        time.sleep(seconds)
+
+    @service.method
+    async def ponder(data: bytes, seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return len(data)
+
+    options: dict[str, Any] = {"ping_interval": 0.3, "ping_timeout": 1.2}
+    with ServerThread(service, address, loop=loop), RawClient(address) as other:
+        line: Any = AsyncLine(address, loop=loop, **options) if face == "aio" else BlockingLine(address, **options)
+        try:
+            assert line.call("take", b"") == 0
+            other.call(1, "hang", 0.9)
+            call = batch_of_one if is_batch else BlockingLine.call if face == "sync" else AsyncLine.call
+            assert call(line, "ponder", b"x" * (MIB - 100), 2.0) == MIB - 100
+        finally:
+            line.close()
 
 
 CLIENT = """

@@ -35,10 +35,12 @@ from hostline.unix.credentials import Peer
 from hostline.unix.handing import Successor
 from hostline.unix.listening import Bound, listening_socket
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.wire.codec import ClientHello, encode_hello
+from hostline.wire.frame import Kind
 from tests.generations import Program
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, Fork, run_as
-from tests.serving import ServerThread, loop_names
+from tests.serving import RawClient, ServerThread, loop_names
 from tests.takeover_program import make_service
 
 
@@ -136,6 +138,21 @@ def assert_goes_on(server: ServerThread, sock_dir: Path) -> None:
         next_one.ask()
         assert isinstance(next_one.hear(), Give)
     assert sorted(os.listdir(sock_dir)) == ["s", "s.control", "s.lock"]
+
+
+# --- those who connect meanwhile -------------------------------------------------------------------------
+
+
+@pytest.mark.leaves_files
+def test_whoever_was_accepted_a_moment_before_is_greeted_before_the_goodbye(
+    old: ServerThread, start: Any, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hostline.aio.serving.server.GREETING_TIMEOUT", 30.0)
+    with RawClient(str(sock_dir / "s"), hello=False) as client:
+        assert wait_until(lambda: old.connection_count == 1)
+        start("--takeover").ready()
+        client.sock.sendall(encode_hello(ClientHello(program="t")))
+        assert [frame.kind for frame in client.read_until_end()] == [Kind.HELLO, Kind.GOAWAY]
 
 
 # --- the new one ends -----------------------------------------------------------------------------------

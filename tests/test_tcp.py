@@ -20,6 +20,8 @@ import pytest
 
 import hostline
 from hostline.aio.serving.server import Server
+from hostline.aio.serving.workers.scoreboard import Scoreboard
+from hostline.aio.serving.workers.worker import Worker, WorkerServer
 from hostline.errors import (
     AddressError,
     AddressInUseError,
@@ -42,10 +44,11 @@ from hostline.unix.credentials import Peer, Peers
 from hostline.unix.loopback.address import LoopbackAddress
 from hostline.unix.loopback.keyfile import KeyFile, decode_key_file, new_key_file, read_key_file
 from hostline.unix.loopback.peer import KeyPeer
+from hostline.unix.loopback.sockets import loopback_listener
 from hostline.wire.codec import ClientHello, encode_hello
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, run_as
-from tests.serving import ServerThread, Stage, stages, takes_less_than
+from tests.serving import LoopThread, ServerThread, Stage, stages, takes_less_than
 
 # Handshakes of the flood. A million take some minutes: HOSTLINE_TEST_HANDSHAKES=1000000.
 HANDSHAKES = int(os.environ.get("HOSTLINE_TEST_HANDSHAKES", "20000"))
@@ -258,6 +261,42 @@ def test_the_hello_may_follow_the_proof_in_one_write(server: ServerThread) -> No
         sock.sendall(challenge.data_to_send())
         sock.sendall(challenge.receive_data(sock.recv(72, socket.MSG_WAITALL)) + encode_hello(ClientHello(program="t")))
         assert b"hostline" in sock.recv(4096)
+
+
+def test_a_worker_that_stops_hears_out_who_is_at_the_proof(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr("hostline.aio.serving.server.GREETING_TIMEOUT", 30.0)
+    address = parse_address(f"tcp:{sock_dir}/s")
+    assert isinstance(address, LoopbackAddress)
+    board, (lifeline, alive) = Scoreboard(1), os.pipe()
+    on_loop = LoopThread(loop_factory, "worker")
+
+    async def begin() -> WorkerServer:
+        bound = loopback_listener(address)
+        server = WorkerServer(service(), Worker(bound, board.take(0, 0.0, 0), lifeline, lambda: None))
+        bound.is_inherited = False  # there is no supervisor that would unlink the key file
+        await server.start()
+        return server
+
+    try:
+        server = on_loop.run(begin())
+        key = key_of(address.text)
+        with knock(key) as sock:
+            challenge = ClientChallenge(key.key, key.transport, secrets.token_bytes(32))
+            sock.sendall(challenge.data_to_send())
+            answer = sock.recv(72, socket.MSG_WAITALL)
+            stopped = on_loop.start(server.shutdown())
+            assert wait_until(lambda: board.read(0.0)[0].state == "stopping")
+            sock.sendall(challenge.receive_data(answer) + encode_hello(ClientHello(program="t")))
+            said = read_to_end(sock)
+        assert said.index(b"hostline") < said.index(b"is shutting down")
+        stopped.result(10)
+    finally:
+        on_loop.close()
+        board.close()
+        os.close(lifeline)
+        os.close(alive)
 
 
 # --- the port: who has taken it ------------------------------------------------------------------------------
@@ -611,6 +650,19 @@ def test_a_rule_that_the_key_keeps_is_taken(sock_dir: Path, allow: Peers) -> Non
             assert line.call("add", 1, 2) == 3
 
 
+def test_who_has_one_account_with_all_has_no_share_of_it(sock_dir: Path) -> None:
+    with ServerThread(service(), f"tcp:{sock_dir}/s", allow=Peers.anyone(), concurrency=16) as server:
+        bounds, share = server.do(lambda served: (served.accounts.quotas.bounds, served.accounts.share))
+        assert share == 16
+        assert bounds.connection_rate_per_uid is None
+
+
+def test_a_backlog_that_is_no_number_of_connections_is_refused(sock_dir: Path) -> None:
+    with pytest.raises(ValueError, match="backlog -1 must be zero or more"):
+        ServerThread(service(), f"tcp:{sock_dir}/s", backlog=-1)
+    assert list(sock_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize("face", [hostline, hostline.sync.sockets])
 def test_raw_sockets_and_channels_are_refused_in_words(sock_dir: Path, face: Any) -> None:
     address = f"tcp:{sock_dir}/s"
@@ -685,6 +737,31 @@ def test_calls_and_the_rest_of_a_life(stage: Stage) -> None:
         line.call("add", 1, 2, timeout=0.3)
     stage.serve(service())
     assert line.call("add", 1, 2) == 3
+
+
+def test_a_stream_on_a_connection_that_was_closed_as_idle_is_sent_on_another(stage: Stage) -> None:
+    served = service()
+
+    @served.method
+    def count(to: int) -> Iterator[int]:
+        yield from range(to)
+
+    @served.method
+    def total(numbers: Iterator[int]) -> int:
+        return sum(numbers)
+
+    server = stage.serve(served, idle_timeout=0.2)
+    line = stage.connect()
+
+    async def counted() -> list[int]:
+        return [number async for number in line.line.stream("count", 3, returns=int)]
+
+    for _ in range(2):
+        assert wait_until(lambda: server.connection_count == 0)
+        assert line.call("total", iter([1, 2])) == 3
+        assert wait_until(lambda: server.connection_count == 0)
+        found = line.on_loop.run(counted()) if stage.is_async else list(line.line.stream("count", 3, returns=int))
+        assert found == [0, 1, 2]
 
 
 def test_both_ends_send_at_once_and_listen_on_loopback_only(server: ServerThread) -> None:

@@ -243,9 +243,10 @@ WORKER_SETTLED = 10.0
 # the grace time by itself and gives that a moment twice; only one that hears nothing any more is still there.
 WORKER_KILL_MARGIN = 3.0
 
-# Seconds that a worker which is to stop waits for the hello of those it has just accepted. Sent away before they are
-# greeted, their connect would fail in the middle of a reload; a peer that says nothing must not hold the stop up.
-WORKER_GREETING_TIMEOUT = 1.0
+# Seconds that a worker which is to stop, or a server that was taken over, waits for the hello of those it has just
+# accepted. Sent away before they are greeted, their connect would fail in the middle of a reload; a peer that says
+# nothing must not hold the stop up.
+GREETING_TIMEOUT = 1.0
 
 # Seconds between two notes of a worker in the table that `hostline.stats` shows: a note costs some microseconds, so
 # that a worker without work stays asleep for all but a hundredth of a per cent.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import signal
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hostline.aio import Service
+from hostline.cli.commands import serve
 from hostline.cli.exits import ExitCode
+from hostline.rpc.settings import ServerSettings
+from hostline.testing import ServeOptions
 from tests.cli.running import Running, accepts, hostline
 from tests.leaks import wait_until
 from tests.tree import TREE
@@ -113,7 +120,7 @@ def test_calls_that_run_are_finished_after_sigterm(sock_dir: Path) -> None:
         ("x:", "must be MODULE:SERVICE"),
         ("SHOP", "write which service to serve"),
         ("SHOP:shp", "has no 'shp'; the services in it are other, shop"),
-        ("SHOP:not_a_service", "is a int, not a hostline.Service; the services in it are other, shop"),
+        ("SHOP:not_a_service", "is a int, not a Service; the services in it are other, shop"),
         ("./empty.py:x", "there is no service in it"),
     ],
 )
@@ -152,3 +159,58 @@ def test_a_second_server_is_refused_and_a_killed_one_leaves_the_way_free(sock_di
         server.stop(signal.SIGKILL)
         assert path.exists()
     serving(sock_dir, f"{SHOP}:shop")
+
+
+# --- every way to the same bounds ----------------------------------------------------------------------
+
+
+BOUNDS: dict[str, Any] = {
+    "concurrency": 3,
+    "queue": 5,
+    "threads": 2,
+    "grace": 1.5,
+    "max_frame_size": 1 << 18,
+    "max_connections": 50,
+    "max_connections_per_uid": 7,
+    "max_connection_rate_per_uid": 9.0,
+    "max_calls_per_uid": 11,
+    "max_buffered_per_uid": 1 << 21,
+    "max_descriptors_per_uid": 13,
+    "idle_timeout": 60.0,
+    "ping_interval": 2.0,
+    "ping_timeout": 3.0,
+}
+
+
+def keywords_of(function: Any) -> set[str]:
+    return {name for name in inspect.signature(function).parameters if name != "self"}
+
+
+def test_each_bound_is_a_keyword_of_serve_run_the_plugin_and_the_command() -> None:
+    settings = {field.name for field in dataclasses.fields(ServerSettings)}
+    assert settings == {*BOUNDS, "offer_takeover"}
+    assert settings <= keywords_of(Service.serve)
+    assert keywords_of(Service.run) == keywords_of(Service.serve) | {
+        "workers",
+        "loop_factory",
+        "on_start",
+    }
+    assert {*ServeOptions.__annotations__, "address", "grace"} == keywords_of(Service.serve)
+    assert {*BOUNDS, "takeover", "no_offer", "workers"} <= keywords_of(serve.serve)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_and_run_hand_each_bound_on(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    given: list[ServerSettings] = []
+    service = Service("bounds")
+    monkeypatch.setattr("hostline.cli.loading.load_service", lambda target: service)
+    monkeypatch.setattr("hostline.cli.forked.name_in_child", lambda target: service.name)
+    monkeypatch.setattr(
+        "hostline.aio.serving.service.run_in_workers", lambda *args, settings, **options: given.append(settings)
+    )
+    monkeypatch.setattr(Service, "_serving", lambda self, wanted, settings, allow, takeover: given.append(settings))
+    monkeypatch.setattr("hostline.aio.serving.service.run_on", lambda *args: None)
+    monkeypatch.setattr("hostline.cli.commands.serve._start_logging", lambda level: None)
+    serve.serve("bounds:service", workers=workers, **BOUNDS)
+    service.run(workers=workers, **BOUNDS)
+    assert given == [ServerSettings(**BOUNDS)] * 2

@@ -154,6 +154,8 @@ class Caller:
             self._outgoing.append(frame)
         if not self._is_writing:
             self._write()
+        if run.open_ids:
+            self._watch_life()
 
     async def _wait_until(self, waiting: Coroutine[Any, Any, object], deadline: Deadline) -> None:
         """Wait for something, at most until the deadline."""

@@ -17,6 +17,7 @@ from hostline.limits import (
     MAX_CONNECTIONS_PER_UID,
     MAX_DESCRIPTORS_PER_UID,
 )
+from hostline.protocol.connection import check_frame_size
 from hostline.protocol.liveness import check_times
 
 __all__ = ["ServerSettings"]
@@ -65,6 +66,15 @@ class ServerSettings:
     ping_timeout: float = DEFAULT_PING_TIMEOUT
 
     def __post_init__(self) -> None:
+        # Here, though each is checked where it is used too: a bad one must not be found in worker processes only.
+        for name in ("concurrency", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of {getattr(self, name)} must be at least 1")
+        if self.queue < 0:
+            raise ValueError(f"queue of {self.queue} must be 0 or more")
+        if not self.grace >= 0:
+            raise ValueError(f"grace of {self.grace} seconds must be 0 or more")
+        check_frame_size(self.max_frame_size)
         for name in ("max_connections", "max_connections_per_uid", "max_calls_per_uid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of {getattr(self, name)} must be at least 1, or nobody is ever served")

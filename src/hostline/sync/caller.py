@@ -31,6 +31,7 @@ from hostline.rpc.calling import (
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, arrived_size
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached
 from hostline.wire.frame import Frame
 
@@ -48,7 +49,17 @@ class Caller:
         protocol: What was said on it so far.
     """
 
-    __slots__ = ("_is_cut_off", "_liveness", "_poll_in", "_rest_size", "_sock", "loan", "peer", "protocol")
+    __slots__ = (
+        "_is_cut_off",
+        "_is_unasked",
+        "_liveness",
+        "_poll_in",
+        "_rest_size",
+        "_sock",
+        "loan",
+        "peer",
+        "protocol",
+    )
 
     def __init__(self, sock: socket.socket, peer: Peer, settings: LineSettings) -> None:
         """Take over a connected socket; `greet` comes next.
@@ -72,6 +83,7 @@ class Caller:
                 program_name(), settings.max_frame_size, Attachments, settings.has_descriptors
             )
             self._liveness = settings.liveness(self.protocol.decoder.mark)
+            self._is_unasked = False  # whether a ping was due in the middle of a frame, and not sent
         except BaseException:
             sock.close()
             raise
@@ -253,6 +265,10 @@ class Caller:
             BrokenCallError: The connection ended first.
             TimeoutError: The deadline passed first; the connection is dirty.
         """
+        if has_hung_up(self._sock.fileno()):
+            # Over TCP the first send succeeds all the same, and nobody would know that the call was not run.
+            self._is_cut_off = True
+            raise BrokenCallError("the server closed the connection", was_sent=False)
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
         if self._liveness is not None:
             self._liveness.restart(monotonic(), self._mark())
@@ -381,6 +397,9 @@ class Caller:
         """
         wait = self._poll_in if poll is None else poll.poll
         liveness = self._liveness if self.protocol.answers_pings else None
+        if liveness is not None and is_between_frames and self._is_unasked:
+            self._is_unasked = False
+            liveness.restart(monotonic(), self._mark())  # nobody was asked, and the server has read it all meanwhile
         while True:
             left = deadline.remaining()
             if liveness is not None:
@@ -397,6 +416,8 @@ class Caller:
                 if found is Look.PING and is_between_frames:
                     self.protocol.ping()
                     self._send_best(b"".join(self.protocol.data_to_send()))
+                elif found is Look.PING:
+                    self._is_unasked = True
 
     def _mark(self) -> object:
         """Return what changes when anything has come: while a frame is sent it stays in the socket."""

@@ -52,9 +52,12 @@ class ServeOptions(TypedDict, total=False):
     max_connection_rate_per_uid: float | None
     max_calls_per_uid: int
     max_buffered_per_uid: int
+    max_descriptors_per_uid: int
     idle_timeout: float | None
     ping_interval: float | None
     ping_timeout: float
+    takeover: bool
+    offer_takeover: bool
 
 
 def loop_factory(name: str) -> LoopFactory:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls"]
 
+_CALL: Final = int(Kind.CALL)
 _CREDIT: Final = int(Kind.CREDIT)
 _ITEM: Final = int(Kind.ITEM)
 _STREAM: Final = int(Flag.STREAM)
@@ -514,6 +515,13 @@ class Calls:
         for call in self.open.values():
             if call.outlet is not None:
                 call.outlet.hold(self._session.is_held)
+
+    def refuse(self, frames: list[Frame], reason: str) -> None:
+        """Answer calls that were read and not taken, so that their caller may repeat them elsewhere."""
+        for frame in frames:
+            close_all(frame.fds)
+            if frame.kind == _CALL:
+                self.fail(frame.call_id, ErrorCode.NOT_RUN, reason)
 
     def abort_all(self, reason: str) -> None:
         """Answer every open call with an error and tell its handler to end."""

@@ -54,7 +54,7 @@ class Doorkeeper:
         self._on_acceptable = on_acceptable
         self._lobby: Lobby[_Guest] = Lobby()
         self._pause: asyncio.TimerHandle | None = None
-        self._is_closed = False
+        self._is_done = False
 
     @classmethod
     def of(
@@ -108,7 +108,7 @@ class Doorkeeper:
         return False
 
     def _resume(self) -> None:
-        if self._pause is not None and not self._is_closed:
+        if self._pause is not None and not self._is_done:
             self._pause.cancel()
             self._pause = None
             self.loop.add_reader(self._listener.fileno(), self._on_acceptable)
@@ -127,19 +127,28 @@ class Doorkeeper:
             logger.warning("%s: %s closed that did not prove the key: %s", self._name, words, reason)
         self._resume()
 
-    def close(self) -> None:
-        """Close everybody who has not proved the key; before the listener is closed. Safe to repeat."""
-        self._is_closed = True
+    @property
+    def guest_count(self) -> int:
+        """Connections that are at the proof now."""
+        return len(self._lobby)
+
+    def look_away(self) -> None:
+        """Accept no more; those who are at the proof may finish it. Safe to repeat."""
+        self._is_done = True
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
+
+    def close(self) -> None:
+        """Close everybody who has not proved the key; before the listener is closed. Safe to repeat."""
+        self.look_away()
         for guest in self._lobby.guests():
             self._lobby.leave(guest)
             guest.close()
 
     def abandon(self) -> None:
         """In a forked child: close the copies of the sockets and touch nothing else."""
-        self._is_closed = True
+        self._is_done = True
         for guest in self._lobby.guests():
             guest.sock.close()
 

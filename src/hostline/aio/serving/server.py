@@ -25,9 +25,9 @@ from hostline.aio.serving.doorkeeper import Doorkeeper
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
 from hostline.aio.serving.takeover import Offering
-from hostline.clock import monotonic
+from hostline.clock import Deadline, monotonic
 from hostline.errors import LocalProtocolError, SocketError
-from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, MAX_FDS_PER_FRAME
+from hostline.limits import ACCEPT_BATCH, DEFAULT_BACKLOG, GREETING_TIMEOUT, MAX_FDS_PER_FRAME
 from hostline.protocol.connection import check_frame_size
 from hostline.protocol.serving.accepting import Accepting
 from hostline.protocol.serving.admission import Admission
@@ -70,7 +70,8 @@ class Server:
         self.service = service
         self.max_frame_size = check_frame_size(self.settings.max_frame_size)
         self._allow = allow or bound.rule
-        self.accounts = Accounts(self, self._allow)
+        # Over tcp: all have one account, so that a user's share would keep places free for nobody.
+        self.accounts = Accounts(self, self._allow if bound.key is None else bound.rule)
         self.admission = Admission(
             self.settings.concurrency,
             self.settings.queue,
@@ -296,6 +297,8 @@ class Server:
         if self._rest_timer is not None:
             self._rest_timer.cancel()
             self._rest_timer = None
+        if self._door is not None:
+            self._door.look_away()
         if self._is_listening:
             self.loop.remove_reader(self._bound.sock.fileno())
 
@@ -305,7 +308,27 @@ class Server:
         self._look_away()
         self._bound.close()
         logger.info("%s on %s was taken over by pid %d", self.service.name, self.address, pid)
-        self._ending = self.loop.create_task(self.shutdown())
+        self._ending = self.loop.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        await self._finish_greetings()
+        await self.shutdown()
+
+    async def _finish_greetings(self) -> None:
+        """Greet those who were accepted a moment ago; where somebody else accepts now, and nobody is accepted here.
+
+        A client that was greeted and is told goodbye connects again by itself. One that reads goodbye before the
+        greeting, or with it, has its `connect` fail, though another process would have served it.
+        """
+        # Looked at again and again, once in a server's life, rather than noted at every greeting. Each is asked until
+        # it was seen without anything unread for once: those who make many calls always have something on the way.
+        greeted: set[Session] = set()
+        deadline = Deadline.after(GREETING_TIMEOUT)
+        while not deadline.has_passed():
+            greeted |= {session for session in self._sessions - greeted if session.has_read_greeting()}
+            if self._sessions <= greeted and (self._door is None or not self._door.guest_count):
+                return
+            await asyncio.sleep(0.002)
 
     def forget_in_child(self) -> None:
         """In a forked child: close what belongs to the parent.

@@ -28,6 +28,7 @@ from hostline.limits import (
     MAX_CALLS_PER_UID,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
+    MAX_DESCRIPTORS_PER_UID,
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
@@ -122,6 +123,7 @@ class Service(ServiceBase):
         max_connection_rate_per_uid: float | None = None,
         max_calls_per_uid: int = MAX_CALLS_PER_UID,
         max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        max_descriptors_per_uid: int = MAX_DESCRIPTORS_PER_UID,
         idle_timeout: float | None = None,
         ping_interval: float | None = None,
         ping_timeout: float = DEFAULT_PING_TIMEOUT,
@@ -152,6 +154,8 @@ class Service(ServiceBase):
                 are admitted, and no bound otherwise; `math.inf` for none.
             max_calls_per_uid: Calls of one user that run or wait; the next is answered `OverloadedError`.
             max_buffered_per_uid: Bytes kept for one user, whose connections are not read on at this many.
+            max_descriptors_per_uid: Descriptors of one user that wait for handlers; a call that brings more is answered
+                `OverloadedError`.
             idle_timeout: Seconds after which a connection without calls is closed; never when left out.
             ping_interval: Seconds between pings to each client, to find those that are stopped; no pings when left out.
             ping_timeout: Seconds without any sign of life after a ping until a client is cut off.
@@ -168,8 +172,9 @@ class Service(ServiceBase):
         settings = ServerSettings(
             concurrency, queue, threads, grace, max_frame_size, max_connections=max_connections,
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
-            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
-            ping_interval=ping_interval, ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
+            max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
+            ping_timeout=ping_timeout, offer_takeover=offer_takeover,
         )  # fmt: skip
         wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
         return self._serving(wanted, settings, allow, takeover)
@@ -214,6 +219,7 @@ class Service(ServiceBase):
         max_connection_rate_per_uid: float | None = None,
         max_calls_per_uid: int = MAX_CALLS_PER_UID,
         max_buffered_per_uid: int = MAX_BUFFERED_PER_UID,
+        max_descriptors_per_uid: int = MAX_DESCRIPTORS_PER_UID,
         idle_timeout: float | None = None,
         ping_interval: float | None = None,
         ping_timeout: float = DEFAULT_PING_TIMEOUT,
@@ -244,6 +250,7 @@ class Service(ServiceBase):
             max_connection_rate_per_uid: See `serve`.
             max_calls_per_uid: See `serve`.
             max_buffered_per_uid: See `serve`.
+            max_descriptors_per_uid: See `serve`.
             idle_timeout: See `serve`.
             ping_interval: See `serve`.
             ping_timeout: See `serve`.
@@ -265,8 +272,9 @@ class Service(ServiceBase):
         settings = ServerSettings(
             concurrency, queue, threads, grace, max_frame_size, max_connections=max_connections,
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
-            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
-            ping_interval=ping_interval, ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
+            max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
+            ping_timeout=ping_timeout, offer_takeover=offer_takeover,
         )  # fmt: skip
         wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
         if workers == 1:

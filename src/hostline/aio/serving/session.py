@@ -161,7 +161,9 @@ class Session:
         return bool(self._calls.open or self._outgoing.size or self._kept or self._protocol.is_partial)
 
     def abort_calls(self, reason: str) -> None:
-        """Answer every open call with an error and tell its handler to end."""
+        """Answer every open call with an error and tell its handler to end; what was not taken yet never starts."""
+        kept, self._kept = self._kept, []
+        self._calls.refuse(kept, reason)
         self._calls.abort_all(reason)
 
     # --- reading -------------------------------------------------------------------------------------

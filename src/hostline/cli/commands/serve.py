@@ -16,6 +16,7 @@ from hostline.cli.terminal import escape
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
+    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
@@ -23,6 +24,7 @@ from hostline.limits import (
     MAX_CALLS_PER_UID,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
+    MAX_DESCRIPTORS_PER_UID,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,9 @@ _Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Wo
 _Grace = Annotated[
     float, typer.Option("--grace", metavar="SECONDS", help="Seconds that running calls get after SIGTERM.")
 ]
+_MaxFrame = Annotated[
+    int, typer.Option("--max-frame-size", metavar="BYTES", help="Largest call, result or item, 16777216 at most.")
+]
 _Workers = Annotated[
     int,
     typer.Option("--workers", metavar="N", help="Processes that serve; SIGHUP replaces them by new ones."),
@@ -118,6 +123,12 @@ _MaxCalls = Annotated[
 ]
 _MaxBuffered = Annotated[
     int, typer.Option("--max-buffered-per-uid", metavar="BYTES", min=1, help="Bytes kept for one user.")
+]
+_MaxDescriptors = Annotated[
+    int,
+    typer.Option(
+        "--max-descriptors-per-uid", metavar="N", min=0, help="Descriptors of one user that wait for handlers."
+    ),
 ]
 _IdleTimeout = Annotated[
     float | None,
@@ -169,11 +180,13 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
+    max_frame_size: _MaxFrame = DEFAULT_MAX_FRAME_SIZE,
     max_connections: _MaxConnections = MAX_CONNECTIONS,
     max_connections_per_uid: _MaxConnectionsPerUid = MAX_CONNECTIONS_PER_UID,
     max_connection_rate_per_uid: _MaxRate = None,
     max_calls_per_uid: _MaxCalls = MAX_CALLS_PER_UID,
     max_buffered_per_uid: _MaxBuffered = MAX_BUFFERED_PER_UID,
+    max_descriptors_per_uid: _MaxDescriptors = MAX_DESCRIPTORS_PER_UID,
     idle_timeout: _IdleTimeout = None,
     ping_interval: _PingInterval = None,
     ping_timeout: _PingTimeout = DEFAULT_PING_TIMEOUT,
@@ -213,11 +226,13 @@ def serve(
                 queue=queue,
                 threads=threads,
                 grace=limit,
+                max_frame_size=max_frame_size,
                 max_connections=max_connections,
                 max_connections_per_uid=max_connections_per_uid,
                 max_connection_rate_per_uid=max_connection_rate_per_uid,
                 max_calls_per_uid=max_calls_per_uid,
                 max_buffered_per_uid=max_buffered_per_uid,
+                max_descriptors_per_uid=max_descriptors_per_uid,
                 idle_timeout=idle_timeout,
                 ping_interval=ping_interval,
                 ping_timeout=ping_timeout,
@@ -237,10 +252,11 @@ def serve(
     name = name_in_child(target)
     with checked_values():
         settings = ServerSettings(
-            concurrency, queue, threads, limit, max_connections=max_connections,
+            concurrency, queue, threads, limit, max_frame_size, max_connections=max_connections,
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
-            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid, idle_timeout=idle_timeout,
-            ping_interval=ping_interval, ping_timeout=ping_timeout,
+            max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
+            max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
         )  # fmt: skip
         where = parse_address(name if address is None else address)
         wanted = Wanted(where, "stream", permissions, account(owner), account(group), backlog)

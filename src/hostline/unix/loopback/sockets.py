@@ -12,9 +12,8 @@ import socket
 import sys
 
 from hostline.errors import AddressError, ConnectRefusedError, ConnectTimeoutError, PeerRefusedError, UnavailableError
-from hostline.limits import DEFAULT_BACKLOG
 from hostline.unix.credentials import Peers
-from hostline.unix.listening import Bound, prepare_runtime_directory
+from hostline.unix.listening import Bound, checked_backlog, prepare_runtime_directory
 from hostline.unix.loopback.address import LoopbackAddress, endpoint_text
 from hostline.unix.loopback.keyfile import KeyFile, new_key_file
 from hostline.unix.loopback.portfile import PortFile
@@ -75,6 +74,7 @@ def loopback_listener(
         The socket and what belongs to it, `key` included; the caller closes it.
 
     Raises:
+        ValueError: `backlog` is not a number of connections.
         AddressError: The key cannot keep the mode, the owner, the group or the rule that was asked for.
         AddressInUseError: A live server holds the key file, or the port.
         NotASocketError: Something else than a key file is there; it was not touched.
@@ -82,10 +82,11 @@ def loopback_listener(
     """
     _check_options(address, mode, owner, group)
     _check_rule(address, allow)
+    queue = checked_backlog(backlog, "stream")
     prepare_runtime_directory(address, 0o600)
     file = PortFile.claim(address.path, "stream")
     try:
-        sock = _listening(address, DEFAULT_BACKLOG if backlog is None else backlog)
+        sock = _listening(address, queue)
         try:
             key = new_key_file(address.host, sock.getsockname()[1])
             file.publish(key)

@@ -114,7 +114,8 @@ class Accounts:
     def descriptors_text(self, account: Account) -> str:
         """Say that as many descriptors wait for a user's handlers as may be."""
         most = account.bounds.descriptors_per_uid
-        return f"{most} descriptors of {account.who} wait at {self._server.service.name}, the most: try again"
+        name = self._server.service.name
+        return f"{most} descriptors of {account.who} wait at {name}, its most: max_descriptors_per_uid; try again"
 
     def bytes_text(self, account: Account) -> str:
         """Say that as much is kept for a user as may be."""

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 from hostline.aio.serving.server import Server
 from hostline.aio.serving.session import Session
 from hostline.aio.serving.workers.scoreboard import Row
-from hostline.clock import Deadline, monotonic
-from hostline.limits import ACCEPT_YIELD, WORKER_GREETING_TIMEOUT, WORKER_NOTE_INTERVAL
+from hostline.clock import monotonic
+from hostline.limits import ACCEPT_YIELD, WORKER_NOTE_INTERVAL
 from hostline.protocol.serving.accepting import leaves_to_others
 from hostline.rpc.builtin import Stats
 from hostline.rpc.service import ServiceBase
@@ -89,32 +89,13 @@ class WorkerServer(Server):
         self._row.tell("stopping")
         try:
             if not self._is_stopping and grace != 0:
+                self._look_away()
                 await self._finish_greetings()
             await super().shutdown(grace)
         finally:
             self.loop.remove_reader(self._lifeline)
             if self._note_timer is not None:
                 self._note_timer.cancel()
-
-    async def _finish_greetings(self) -> None:
-        """Accept no more, and greet those who were accepted a moment ago.
-
-        A client that was greeted and is told goodbye connects again by itself. One that reads goodbye before the
-        greeting, or with it, has its `connect` fail, though another worker would have served it.
-        """
-        self.loop.remove_reader(self._bound.sock.fileno())
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
-            self._rest_timer = None
-        deadline = Deadline.after(WORKER_GREETING_TIMEOUT)
-        # Looked at again and again, once in a worker's life, rather than noted at every greeting. Each is asked until
-        # it was seen without anything unread for once: those who make many calls always have something on the way.
-        waiting = set(self._sessions)
-        deadline = Deadline.after(WORKER_GREETING_TIMEOUT)
-        while waiting := {session for session in waiting if not session.has_read_greeting()}:
-            if deadline.has_passed():
-                break
-            await asyncio.sleep(0.002)
 
     def stats(self) -> Stats:
         """Return what this worker does and has done, and what is known of all."""
