@@ -613,4 +613,4 @@ def test_wrong_options_are_refused(options: Any) -> None:
 
 def test_a_type_that_cannot_be_served_is_refused_where_it_is_declared() -> None:
     with pytest.raises(TypeError):
-        hostline.Service("s").topic("locks", hostline.Topic(threading.Lock))
+        hostline.Service("s").topic("locks", hostline.Topic(len))
