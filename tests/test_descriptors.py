@@ -622,6 +622,17 @@ def test_a_client_that_takes_none_in_time_is_cut_off(
         for call_id in range(1, 101):
             quiet.call(call_id, "open_file", "/etc/passwd")
         assert wait_until(lambda: server.connection_count == 0)
+        quiet.decoder.max_fds = 16
+        kinds = []
+        while data := quiet.sock.recvmsg(1 << 16, socket.CMSG_LEN(64)):
+            if not data[0]:
+                break
+            numbers = array.array("i", b"".join(value for _, _, value in data[1]))
+            frames = quiet.decoder.receive_data(data[0], [Fd(number) for number in numbers])
+            kinds += [(frame.kind, frame.payload) for frame in frames]
+        kind, payload = kinds[-1]
+        assert kind == Kind.GOAWAY  # it may read on after all, and then learns why
+        assert decode_farewell(payload).reason == "descriptors were not taken for 0.2 seconds"
         quiet.close()
 
 

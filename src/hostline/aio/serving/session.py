@@ -31,7 +31,7 @@ from hostline.limits import (
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
-from hostline.protocol.outgoing import Outgoing
+from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.unix.credentials import Peer
@@ -496,6 +496,13 @@ class Session:
 
     def _say_last(self, code: str, reason: str) -> None:
         """Send a farewell if it fits into the socket's buffer, then close."""
+        if self._fds_timer is not None:
+            # It must not wait behind descriptors that the peer does not take. Nothing of what waits is half sent.
+            self._fds_timer.cancel()
+            self._fds_timer = None
+            self._outgoing.clear()
+            for frame in self._protocol.data_to_send():
+                close_attached(frame)
         self._protocol.go_away(code, reason)
         self.flush()
         self.close()
