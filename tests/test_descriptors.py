@@ -9,6 +9,7 @@ import array
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import resource
 import socket
@@ -46,7 +47,7 @@ from hostline.wire.codec import (
     encode_item,
     encode_reply,
 )
-from hostline.wire.frame import HEADER, Frame, Kind
+from hostline.wire.frame import HEADER, Frame, Kind, encode_frame
 from tests.leaks import open_descriptors, wait_until
 from tests.second_user import NOBODY, Fork
 from tests.serving import AsyncLine, Conversation, RawClient, ScriptedServer, ServerThread, Stage, loop_names, stages
@@ -367,6 +368,44 @@ def test_a_line_that_closes_leaves_nothing_open(stage: Stage, world: World, poem
         assert future.exception(5) is not None
     world.gate.set()
     assert wait_until(lambda: len(open_descriptors()) <= before)
+
+
+@pytest.mark.parametrize("method", ["total", "total_async"])
+def test_a_wrong_item_leaves_those_before_it_to_nobody(stage: Stage, world: World, poem: Path, method: str) -> None:
+    """What the handler held is closed when it has failed, not when the collector runs."""
+    stage.serve(world.service)
+    line = stage.connect()
+    gc.disable()
+    try:
+        with Fd(os.open(poem, os.O_RDONLY)) as fd, pytest.raises(InvalidArgumentError, match="item 2"):
+            line.call(method, iter([fd, 7]))
+        assert wait_until(lambda: not any("poem" in what for what in open_descriptors().values()))
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_items_of_a_call_that_never_ran_go_back(loop: str, world: World, sock_dir: Path, null: int, how: str) -> None:
+    settings = ServerSettings(concurrency=1, threads=1)
+    with ServerThread(world.service, sock_dir / "s", loop=loop, settings=settings) as server:
+
+        def charged() -> int:
+            return server.do(lambda server: server.accounts.stats())[0].descriptors
+
+        client = RawClient(str(sock_dir / "s"))
+        send_with(client.sock, announce(attached_call(client, 1, "hold", pack_fd(0)), 1), null)
+        time_left = 0.2 if how == "deadline" else None
+        client.sock.sendall(encode_call(2, client.methods["total"], (None,), None, time_left, has_items=True))
+        for _ in range(5):
+            send_with(client.sock, announce(encode_item(2, pack_fd(0)), 1), null)
+        if how == "cancel":
+            assert wait_until(lambda: charged() == 5)
+            client.sock.sendall(encode_frame(Kind.CANCEL, 2))
+        assert client.read().call_id == 2
+        assert charged() == 0
+        world.gate.set()
+        assert client.read().call_id == 1
+        client.close()
 
 
 def test_a_call_that_is_made_while_another_is_encoded_has_its_own_descriptors(

@@ -220,6 +220,7 @@ class Calls:
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
         """Answer a call that has its slot and will not run."""
         self._end(call)
+        call.let_go()
         self._server.release_slot_soon(self._account)
         self.fail(call.call_id, code, message)
 
@@ -479,6 +480,8 @@ class Calls:
             call.timer = None
         if call.held:
             self._hold(call, -call.held)
+        if call.context is None:
+            call.let_go()  # it never ran, so that no handler's end will do that
 
     def on_stream(self, frame: Frame) -> None:
         """Take an item, the end of an argument, or credit for a result."""

@@ -499,7 +499,7 @@ class Session:
     def _say_last(self, code: str, reason: str) -> None:
         """Send a farewell if it fits into the socket's buffer, then close."""
         if self._fds_timer is not None:
-            # The farewell must not wait behind descriptors that the peer does not take; none of these is half sent.
+            # It must not wait behind descriptors that the peer does not take. Nothing of what waits is half sent.
             self._fds_timer.cancel()
             self._fds_timer = None
             self._outgoing.clear()

@@ -195,6 +195,11 @@ class Inlet(_Gate):
             close_all(frame.fds)
             self.call.calls.release_fds(frame.fd_count)
 
+    def let_go(self) -> None:
+        """Also of the failure that was raised to it, which leads back here."""
+        super().let_go()
+        self.failure = None
+
     def complete(self) -> None:
         """Note that the caller has sent all."""
         with self.changed:
