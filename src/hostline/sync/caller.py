@@ -234,6 +234,8 @@ class Caller:
                 data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
+        except DescriptorError as error:
+            raise RemoteProtocolError(error.strerror or str(error)) from error
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
