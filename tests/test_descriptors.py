@@ -25,6 +25,7 @@ import hostline
 from hostline import Fd, fd_kinds
 from hostline.errors import (
     DeadlineExceededError,
+    DescriptorError,
     InternalError,
     InvalidArgumentError,
     InvalidResultError,
@@ -798,6 +799,33 @@ def serve_among_hoarders(path: str) -> dict[str, int]:
         for hoarder in hoarders:
             hoarder.close()
     return outcomes
+
+
+@pytest.mark.parametrize("face", ["sync", "aio"])
+def test_a_batch_without_room_for_descriptors_says_so(
+    sock_dir: Path, face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise DescriptorError(errno.EMFILE, "only 0 of the descriptors sent could be taken")
+
+    async def on_loop(line: Any) -> Any:
+        async with line.batch(timeout=10) as batch:
+            call = batch.call("open_file", "/etc/passwd", returns=Fd, idempotent=True)
+        return call.exception()
+
+    with ServerThread(World().service, sock_dir / "s"):
+        stage = Stage(face, "asyncio", sock_dir)
+        line = stage.connect()
+        line.call("open_file", "/etc/passwd", returns=Fd).close()
+        monkeypatch.setattr(f"hostline.{face}.caller.recv_attached", refuse)
+        if stage.is_async:
+            error = line.on_loop.run(on_loop(line.line))
+        else:
+            with line.line.batch(timeout=10) as batch:
+                call = batch.call("open_file", "/etc/passwd", returns=Fd, idempotent=True)
+            error = call.exception()
+        stage.close()
+    assert (type(error), str(error)) == (RemoteProtocolError, "only 0 of the descriptors sent could be taken")
 
 
 @pytest.mark.root

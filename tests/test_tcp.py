@@ -263,14 +263,13 @@ def test_the_hello_may_follow_the_proof_in_one_write(server: ServerThread) -> No
         assert b"hostline" in sock.recv(4096)
 
 
-def test_a_worker_that_stops_hears_out_who_is_at_the_proof(
-    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
-    monkeypatch.setattr("hostline.aio.serving.server.GREETING_TIMEOUT", 30.0)
+@contextlib.contextmanager
+def worker_over_tcp(sock_dir: Path, factory: Any) -> Iterator[tuple[LoopThread, WorkerServer, Scoreboard]]:
+    """Give what a worker process runs over tcp:, here in a thread and without a supervisor."""
     address = parse_address(f"tcp:{sock_dir}/s")
     assert isinstance(address, LoopbackAddress)
     board, (lifeline, alive) = Scoreboard(1), os.pipe()
-    on_loop = LoopThread(loop_factory, "worker")
+    on_loop = LoopThread(factory, "worker")
 
     async def begin() -> WorkerServer:
         bound = loopback_listener(address)
@@ -281,7 +280,21 @@ def test_a_worker_that_stops_hears_out_who_is_at_the_proof(
 
     try:
         server = on_loop.run(begin())
-        key = key_of(address.text)
+        yield on_loop, server, board
+        on_loop.run(server.shutdown())
+    finally:
+        on_loop.close()
+        board.close()
+        os.close(lifeline)
+        os.close(alive)
+
+
+def test_a_worker_that_stops_hears_out_who_is_at_the_proof(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr("hostline.aio.serving.server.GREETING_TIMEOUT", 30.0)
+    with worker_over_tcp(sock_dir, loop_factory) as (on_loop, server, board):
+        key = key_of(server.address)
         with knock(key) as sock:
             challenge = ClientChallenge(key.key, key.transport, secrets.token_bytes(32))
             sock.sendall(challenge.data_to_send())
@@ -292,11 +305,23 @@ def test_a_worker_that_stops_hears_out_who_is_at_the_proof(
             said = read_to_end(sock)
         assert said.index(b"hostline") < said.index(b"is shutting down")
         stopped.result(10)
-    finally:
-        on_loop.close()
-        board.close()
-        os.close(lifeline)
-        os.close(alive)
+
+
+def test_a_worker_takes_one_at_a_time_and_counts_those_at_the_proof(
+    sock_dir: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with worker_over_tcp(sock_dir, loop_factory) as (on_loop, server, board), contextlib.ExitStack() as stack:
+        key = key_of(server.address)
+
+        def burst() -> list[int]:
+            """While the loop does nothing else, so that all of them wait."""
+            for _ in range(5):
+                stack.enter_context(knock(key))
+            server._on_acceptable()
+            return board.connections()
+
+        assert on_loop.do(burst) == [1]
+        assert wait_until(lambda: board.connections() == [5])
 
 
 # --- the port: who has taken it ------------------------------------------------------------------------------

@@ -730,6 +730,12 @@ def test_the_command_refuses_it_too(sock_dir: Path, count: int) -> None:
     assert done.stderr.decode() == f"error: workers of {count} must be a number of processes from 1 to {MAX_WORKERS}\n"
 
 
+def test_the_command_refuses_several_that_are_to_take_over(sock_dir: Path) -> None:
+    done = command("serve", "nomodule", "--workers", 2, "--takeover", cwd=sock_dir)
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.decode().startswith("error: --takeover is for one process")
+
+
 def test_workers_are_refused_in_a_thread_and_on_a_loop(sock_dir: Path) -> None:
     service = hostline.Service("s")
     caught: list[BaseException] = []

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from hostline.clock import monotonic
 from hostline.errors import RemoteProtocolError
-from hostline.limits import ACCEPT_BATCH, HANDSHAKE_TIMEOUT
+from hostline.limits import HANDSHAKE_TIMEOUT
 from hostline.protocol.challenge import NONCE_SIZE, Lobby, ServerChallenge
 from hostline.unix.listening import Bound
 from hostline.unix.loopback.keyfile import KeyFile
@@ -70,13 +70,16 @@ class Doorkeeper:
         """Connections that did not prove the key."""
         return self._lobby.failures
 
-    def accept(self) -> None:
+    def accept(self, most: int) -> None:
         """Accept who waits, so far as there is room for them to prove the key.
+
+        Args:
+            most: Connections at most, in this turn of the loop.
 
         Raises:
             OSError: As the kernel gave it for the listening socket, for `protocol.accepting` to judge.
         """
-        for _ in range(ACCEPT_BATCH):
+        for _ in range(most):
             if not self._has_made_room():
                 return
             sock = accept_one(self._listener)

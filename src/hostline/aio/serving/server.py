@@ -215,7 +215,7 @@ class Server:
 
     def _accept(self) -> Accepted | None:
         if self._door is not None:
-            self._door.accept()
+            self._door.accept(self._accept_batch)
             return None
         return accept_peer(self._bound.sock, self._allow, "stream", max_fds=self.max_fds)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hostline.cli.exits import CommandError, checked_values
+from hostline.cli.exits import CommandError, ExitCode, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
 from hostline.limits import (
@@ -242,7 +242,8 @@ def serve(
             )
         return
     if takeover:
-        raise CommandError("--takeover is for one process; several are renewed in place: kill -HUP the supervisor")
+        reason = "--takeover is for one process; several are renewed in place: kill -HUP the supervisor"
+        raise CommandError(reason, ExitCode.USAGE)
     from hostline.aio.serving.service import run_in_workers
     from hostline.cli.forked import loaded_here, name_in_child
     from hostline.rpc.settings import ServerSettings

@@ -107,7 +107,7 @@ class WorkerServer(Server):
     def forget(self, session: Session) -> None:
         """Take a closed session off the books."""
         super().forget(session)
-        self._row.connections = self.connection_count
+        self._row.connections = self._connected_count()
 
     def _note(self) -> None:
         self.counts.running = self.admission.running_count
@@ -115,21 +115,27 @@ class WorkerServer(Server):
         self._row.note(self.connection_count, self.counts)
         self._note_timer = self.loop.call_later(WORKER_NOTE_INTERVAL, self._note)
 
+    def _connected_count(self) -> int:
+        """Return the connections, with those over tcp: that are at their proof."""
+        return self.connection_count + (self._door.guest_count if self._door is not None else 0)
+
     def _on_acceptable(self) -> None:
-        if leaves_to_others(self.connection_count, self._row.board.connections()):
+        if leaves_to_others(self._connected_count(), self._row.board.connections()):
             self.loop.remove_reader(self._bound.sock.fileno())
             self._rest_timer = self.loop.call_later(ACCEPT_YIELD, self._on_nobody_else)
         else:
             super()._on_acceptable()
+            self._row.connections = self._connected_count()
 
     def _on_nobody_else(self) -> None:
         """Take what is still there: the others had their time."""
         self._accept_again()
         super()._on_acceptable()
+        self._row.connections = self._connected_count()
 
     def _welcome(self, accepted: Accepted) -> None:
         super()._welcome(accepted)
-        self._row.connections = self.connection_count
+        self._row.connections = self._connected_count()
 
     def _on_supervisor_gone(self) -> None:
         self.loop.remove_reader(self._lifeline)
