@@ -105,6 +105,11 @@ HARD_MAX_FRAME_SIZE = 16 << 20
 # that names 1 could be answered nothing at all, and each answer would be one more failure in the server's log.
 MIN_MAX_FRAME_SIZE = 1 << 10
 
+# Entries and bytes of the context that travels with a call: W3C's two trace headers take 600 bytes at most, and baggage
+# has the rest. gRPC lets all metadata take 8 KiB; tracing is not to cost a small call more than a page.
+MAX_CONTEXT_ENTRIES = 16
+MAX_CONTEXT_SIZE = 4 << 10
+
 # A hello is a list of names: a peer that has not yet introduced itself may not make us hold more.
 MAX_HELLO_SIZE = 64 << 10
 

@@ -55,6 +55,7 @@ class ServeOptions(TypedDict, total=False):
     idle_timeout: float | None
     ping_interval: float | None
     ping_timeout: float
+    access_log: bool
 
 
 def loop_factory(name: str) -> LoopFactory:

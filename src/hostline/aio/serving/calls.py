@@ -8,6 +8,7 @@ More than 400 lines, because a call's ways to end must each be known to all the 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,11 +31,14 @@ from hostline.rpc.attachments import Attachments
 from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation, describe_failure, logger
 from hostline.rpc.service import Execution, Method
+from hostline.rpc.watching.calls import DISCONNECTED, OK, BegunCall, FinishedCall
+from hostline.rpc.watching.fields import event
+from hostline.rpc.watching.tracing import hooks
 from hostline.unix.credentials import Peer
 from hostline.unix.passing.descriptors import close_all
 from hostline.unix.passing.memory import Buffer
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
-from hostline.wire.frame import Flag, Frame, Kind
+from hostline.wire.frame import HEADER_SIZE, Flag, Frame, Kind
 from hostline.wire.schema import holds_attached
 
 if TYPE_CHECKING:
@@ -67,11 +71,12 @@ class Calls:
         held_size: Bytes of arguments of those that wait, and of items that no handler has taken yet.
     """
 
-    __slots__ = ("_account", "_loop", "_protocol", "_server", "_session", "held_size", "open")
+    __slots__ = ("_account", "_begun", "_loop", "_protocol", "_server", "_session", "held_size", "open")
 
     def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
         self.open: dict[int, RunningCall] = {}
         self.held_size = 0
+        self._begun: dict[int, BegunCall] = {}  # what is watched of them; nothing unless somebody watches
         self._account = session.holding.account
         self._session = session
         self._server = server
@@ -109,6 +114,8 @@ class Calls:
         call_id = frame.call_id
         methods = self._server.methods
         if frame.method >= len(methods):
+            if self._server.observers:
+                self._watch(frame, "", None)
             self.fail(
                 call_id,
                 ErrorCode.NOT_FOUND,
@@ -117,10 +124,12 @@ class Calls:
             return
         method = methods[frame.method]
         try:
-            time_left, payload, is_named = split_call(frame)
+            time_left, payload, is_named, carrier = split_call(frame)
         except RemoteProtocolError as error:
             self._session.violate(error)
             return
+        if self._server.observers or hooks.tracer is not None:
+            self._watch(frame, method.name, carrier)
         if method.allow is not None and (reason := method.allow.refusal(self._session.peer)) is not None:
             self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
             return
@@ -197,19 +206,23 @@ class Calls:
             self._turn_away(call, ErrorCode.INVALID_ARGUMENT, f"{call.method.name}: {error}")
             return
         call.payload = b""
+        where = self._context_of(call.call_id) if self._begun else None
         if self._account.is_full and (call.inlet or call.outlet):
             self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
             if call.outlet is not None:
                 call.context.fail_with(partial(self._fail_soon, call))
-            call.task = self._loop.create_task(run)
+            call.task = self._loop.create_task(run, context=where)
             call.task.add_done_callback(partial(self._task_done, call))
             return
         try:
-            self._server.accounts.submit(self._account, partial(self._run_in_worker, call, invocation))
+            work = partial(self._run_in_worker, call, invocation)
+            self._server.accounts.submit(self._account, work if where is None else partial(where.run, work))
         except RuntimeError as error:
-            logger.error("%s cannot start a thread: %s", self._server.service.name, error)
+            name = self._server.service.name
+            extra = event("no_thread", self.peer, service=name, method=call.method.name, call_id=call.call_id)
+            logger.error("%s cannot start a thread: %s", name, error, extra=extra)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
 
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
@@ -228,8 +241,9 @@ class Calls:
         except InvalidArgumentError as error:
             self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
             return
+        where = self._context_of(call_id) if self._begun else None
         try:
-            result = invocation.run()
+            result = invocation.run() if where is None else where.run(invocation.run)
         except KeyboardInterrupt:
             raise  # somebody at the terminal ends the program
         except BaseException as error:
@@ -317,6 +331,8 @@ class Calls:
         elif call.outlet is not None:
             self._server.count_answer(call.method.name)
             self._protocol.end(call.call_id)
+            if self._begun:
+                self._tell(call.call_id, OK, 0)
         else:
             self._answer(call.method, call.call_id, result)
         self._session.flush_soon()
@@ -359,9 +375,13 @@ class Calls:
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
+        if self._begun:
+            self._tell(call_id, OK, len(reply) - HEADER_SIZE)
         self._session.note_queued(len(reply))
 
     def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
+        if self._begun and (begun := self._begun.get(call_id)) is not None and begun.span is not None:
+            begun.span.note(error)
         if isinstance(error, asyncio.CancelledError):
             self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
             return
@@ -371,7 +391,10 @@ class Calls:
     def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
         """Answer a call with an error."""
         self._server.count_failure()
-        self._session.note_queued(self._protocol.fail(call_id, code, name, message))
+        size = self._protocol.fail(call_id, code, name, message)
+        if self._begun:
+            self._tell(call_id, code, size - HEADER_SIZE)
+        self._session.note_queued(size)
         self._session.flush_soon()
 
     def displace(self, call: RunningCall) -> None:
@@ -486,3 +509,37 @@ class Calls:
             self._end(call)
             self._stop(call, None)
         self._server.admission.withdraw_all(self._session, self._account.calls)
+        for call_id in list(self._begun):
+            self._tell(call_id, DISCONNECTED, 0)
+
+    # --- watching ----------------------------------------------------------------------------------------
+
+    def _watch(self, frame: Frame, method: str, carrier: dict[str, str] | None) -> None:
+        """Begin to watch a call: somebody wants to know what becomes of it."""
+        begun = BegunCall(method, monotonic(), len(frame.payload))
+        if hooks.tracer is not None:
+            begun.span = hooks.tracer.serve(
+                self._server.service.name, method, frame.call_id, self._session.peer, carrier
+            )
+        self._begun[frame.call_id] = begun
+
+    def _context_of(self, call_id: int) -> contextvars.Context | None:
+        """Return where the handler of a call is to run: its span is the current one there."""
+        begun = self._begun.get(call_id)
+        return None if begun is None or begun.span is None else begun.span.context
+
+    def _tell(self, call_id: int, outcome: str, bytes_out: int) -> None:
+        """Tell those who watch what became of a call, once."""
+        begun = self._begun.pop(call_id, None)
+        if begun is None:
+            return
+        if begun.span is not None:
+            begun.span.end(outcome)
+        if self._server.observers:
+            seconds = monotonic() - begun.started
+            name = self._server.service.name
+            self._server.tell(
+                FinishedCall(
+                    name, begun.method, call_id, self._session.peer, seconds, outcome, begun.bytes_in, max(bytes_out, 0)
+                )
+            )
