@@ -258,6 +258,19 @@ WORKER_NOTE_INTERVAL = 0.5
 # whoever runs first would take most of a burst: 64 connections fell on four workers as 2, 2, 26 and 34.
 ACCEPT_YIELD = 0.001
 
+# --- watching ----------------------------------------------------------------------------------------
+
+# Bytes of one request for metrics, seconds for the whole of it, and requests that wait: one thread answers them one at
+# a time, and a scraper that sends a header a second must not keep the others waiting. Prometheus sends 300 bytes and
+# gives up after 10 seconds.
+METRICS_REQUEST_SIZE = 8 << 10
+METRICS_TIMEOUT = 5.0
+METRICS_BACKLOG = 16
+
+# Seconds that a service which took over from another keeps trying to listen for metrics: its predecessor lets go of
+# that socket as soon as it has begun to stop.
+METRICS_TAKEOVER_WAIT = 10.0
+
 # --- the blocking client's pool ----------------------------------------------------------------------
 
 # Connections kept, connections at most, and seconds after which an unused one above the minimum is closed.
