@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from hostline.aio.serving.server import Server
 from hostline.aio.serving.topics import Topic, TopicStats
+from hostline.aio.serving.workers.worker import WorkerServer
 from hostline.bridges.exposition import Application, Exposition, Listener, listen
 from hostline.limits import METRICS_TIMEOUT
 from hostline.rpc.builtin import Stats
@@ -247,8 +248,8 @@ def serve_metrics(
         mode: Permission bits of the socket file; 0600 unless given.
         owner: User name or id that the file is given to.
         group: Group name or id that the file is given to.
-        registry: Whose metrics are served beside; `prometheus_client.REGISTRY` when left out. It must not hold a
-            `ServiceCollector` of this server itself.
+        registry: Whose metrics are served beside; `prometheus_client.REGISTRY` when left out, and none in a worker
+            process. It must not hold a `ServiceCollector` of this server itself.
         wait: Seconds to keep trying while the address is in use, in the thread.
 
     Raises:
@@ -256,8 +257,11 @@ def serve_metrics(
         AddressInUseError: Somebody listens there, and `wait` is 0.
     """
     own = prometheus_client.CollectorRegistry()
-    collector = ServiceCollector(server)
-    own.register(_Both(registry or prometheus_client.REGISTRY, collector))
+    is_worker = isinstance(server, WorkerServer)  # whichever answers, the page is to be the same
+    collector = ServiceCollector(server, durations=not is_worker)
+    if registry is None and not is_worker:
+        registry = prometheus_client.REGISTRY
+    own.register(collector if registry is None else _Both(registry, collector))
     application: Application = prometheus_client.make_wsgi_app(own)
 
     def make_listener() -> Listener:
