@@ -64,7 +64,8 @@ def test_an_exceptions_text_is_in_the_line() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (None, None), (True, True), (3, 3), (1.5, 1.5), (math.nan, "nan"), (-math.inf, "-inf"), (1 << 200, hex(1 << 200)),
+        (None, None), (True, True), (3, 3), (1.5, 1.5), (math.nan, "nan"), (-math.inf, "-inf"),
+        (1 << 200, hex(1 << 200)),
         ([1, (2, "b")], [1, [2, "b"]]), ({"a": {1: b"\xff"}}, {"a": {"1": "b'\\xff'"}}),
         (Odd(), "<Odd that cannot be written>"), ([Odd()], ["<Odd that cannot be written>"]),
     ],
