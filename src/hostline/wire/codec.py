@@ -268,8 +268,7 @@ def encode_call(
         buffer = bytearray(HEADER_SIZE + 8)
         left = int(time_left * 1e6) if 0 <= time_left < _LONGEST else _outermost(time_left)
         _TIME_LEFT.pack_into(buffer, HEADER_SIZE, left)
-    extra = encode_context(context) if context else b""
-    if extra:
+    if context and (extra := encode_context(context)):
         flags |= _CONTEXT
         buffer += extra
     try:
@@ -283,7 +282,7 @@ def encode_call(
     if has_items:
         flags |= _STREAM
     size = len(buffer) - HEADER_SIZE
-    if size > max_frame_size and extra:  # a call that fits without its context is made without it
+    if size > max_frame_size and flags & _CONTEXT:  # a call that fits without its context is made without it
         begin = HEADER_SIZE + (8 if flags & _DEADLINE else 0)
         del buffer[begin : begin + len(extra)]
         flags &= ~_CONTEXT

@@ -112,9 +112,10 @@ class Calls:
     def arrive(self, frame: Frame) -> None:
         """Take a CALL: answer it, run it, or let it wait."""
         call_id = frame.call_id
-        methods = self._server.methods
+        server = self._server
+        methods = server.methods
         if frame.method >= len(methods):
-            if self._server.observers:
+            if server.observers:
                 self._watch(frame, "", None)
             self.fail(
                 call_id,
@@ -128,7 +129,7 @@ class Calls:
         except RemoteProtocolError as error:
             self._session.violate(error)
             return
-        if self._server.observers or hooks.tracer is not None:
+        if server.observers or hooks.tracer is not None:
             self._watch(frame, method.name, carrier)
         if method.allow is not None and (reason := method.allow.refusal(self._session.peer)) is not None:
             self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
@@ -241,9 +242,11 @@ class Calls:
         except InvalidArgumentError as error:
             self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {error}")
             return
-        where = self._context_of(call_id) if self._begun else None
         try:
-            result = invocation.run() if where is None else where.run(invocation.run)
+            if self._begun and (where := self._context_of(call_id)) is not None:
+                result = where.run(invocation.run)
+            else:
+                result = invocation.run()
         except KeyboardInterrupt:
             raise  # somebody at the terminal ends the program
         except BaseException as error:
