@@ -117,11 +117,8 @@ class Calls:
         if frame.method >= len(methods):
             if server.observers:
                 self._watch(frame, "", None)
-            self.fail(
-                call_id,
-                ErrorCode.NOT_FOUND,
-                f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}",
-            )
+            text = f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}"
+            self.fail(call_id, ErrorCode.NOT_FOUND, text)
             return
         method = methods[frame.method]
         try:
@@ -140,7 +137,7 @@ class Calls:
             self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {what}")
             return
         if len(self.open) >= MAX_CALLS_PER_CONNECTION:
-            self._server.counts.overloaded += 1
+            server.counts.overloaded += 1
             self.fail(call_id, ErrorCode.OVERLOADED, f"{MAX_CALLS_PER_CONNECTION} calls are open on this connection")
             return
         if frame.fds and not method.signature.takes_attached:
