@@ -191,6 +191,27 @@ def test_another_user_is_not_served(server: ServerThread, sock_dir: Path, run_as
         assert get(path)[0] == 200
 
 
+def test_a_forked_child_lets_go_of_the_socket_and_leaves_the_file(sock_dir: Path) -> None:
+    path = sock_dir / "m"
+    with ServerThread(shop(), sock_dir / "s") as server:
+        reader, writer = os.pipe()
+        with serve_metrics(server.server, str(path)) as exposition:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    exposition.close()
+                    os.read(reader, 1)  # it lives on until the parent has looked
+                finally:
+                    os._exit(0)
+            assert get(path)[0] == 200
+        assert not path.exists()
+        serve_metrics(server.server, str(path)).close()
+        os.write(writer, b"x")
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
+
+
 def test_it_ends_when_the_server_begins_to_stop(sock_dir: Path) -> None:
     path = sock_dir / "m"
     with ServerThread(shop(), sock_dir / "s") as server:
@@ -371,6 +392,7 @@ def test_a_successor_serves_the_metrics_at_the_same_address(sock_dir: Path, prog
     path = sock_dir / "m"
     options = ("-a", sock_dir / "s", "--metrics", path)
     with Running("serve", f"{program}:shop", *options, ready="serving") as first:
+        assert wait_until(path.exists)
         scrape(path)
         with Running("serve", f"{program}:shop", *options, "--takeover", ready="serving") as second:
             assert first.wait() == 0

@@ -12,10 +12,12 @@ import http.server
 import io
 import ipaddress
 import logging
+import os
 import re
 import select
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from types import TracebackType
@@ -74,6 +76,12 @@ class Listener:
         """Close the socket, and unlink the file if it is still ours."""
         if self._bound is not None:
             self._bound.close()
+        self.sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the socket here, and leave the file to the parent."""
+        if self._bound is not None:
+            self._bound.abandon()
         self.sock.close()
 
     def share(self) -> Listener:
@@ -160,6 +168,7 @@ class Exposition:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="hostline-metrics", daemon=True)
         self._thread.start()
+        _live.add(self)
 
     @property
     def address(self) -> str | None:
@@ -190,6 +199,16 @@ class Exposition:
         self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
+
+    def forget_in_child(self) -> None:
+        """In a forked child: its thread is not here, and a listening socket kept open would outlive the parent."""
+        self._is_closing = True
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.abandon()
+        for sock in (self._wake_reader, self._wake_writer, self._connection):
+            if sock is not None:
+                sock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -320,3 +339,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
+
+
+_live: weakref.WeakSet[Exposition] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for exposition in list(_live):
+        exposition.forget_in_child()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
