@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("protocol",),
     3: ("rpc",),
     4: ("sync", "aio"),
-    5: ("conformance", "demo", "bench"),
+    5: ("bridges", "conformance", "demo", "bench"),
     6: ("cli", "testing", "__init__", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

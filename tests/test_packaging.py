@@ -20,7 +20,8 @@ PROJECT: dict[str, Any] = tomllib.loads((TREE / "pyproject.toml").read_text(enco
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 
 # Where the name of a distribution is not the name that is imported.
-IMPORT_NAMES = {"grpcio": "grpc", "pyro5": "Pyro5", "pyzmq": "zmq"}
+IMPORT_NAMES = {"grpcio": "grpc", "pyro5": "Pyro5", "pyzmq": "zmq", "prometheus-client": "prometheus_client"}
+IMPORT_NAMES |= {"opentelemetry-api": "opentelemetry", "opentelemetry-sdk": "opentelemetry"}
 
 
 def distribution(requirement: str) -> str:
@@ -37,7 +38,7 @@ def test_msgspec_is_the_only_requirement() -> None:
     assert [distribution(text) for text in PROJECT["project"]["dependencies"]] == ["msgspec"]
 
 
-@pytest.mark.parametrize("extra", ["cli", "uvloop", "test", "peers", "docs", "dev"])
+@pytest.mark.parametrize("extra", ["cli", "uvloop", "prometheus", "otel", "test", "peers", "docs", "dev"])
 def test_the_extras_have_lower_bounds(extra: str) -> None:
     for requirement in EXTRAS[extra]:
         own = requirement.startswith("hostline[")

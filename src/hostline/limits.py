@@ -107,6 +107,11 @@ HARD_MAX_FRAME_SIZE = 16 << 20
 # that names 1 could be answered nothing at all, and each answer would be one more failure in the server's log.
 MIN_MAX_FRAME_SIZE = 1 << 10
 
+# Entries and bytes of the context that travels with a call: W3C's two trace headers take 600 bytes at most, and baggage
+# has the rest. gRPC lets all metadata take 8 KiB; tracing is not to cost a small call more than a page.
+MAX_CONTEXT_ENTRIES = 16
+MAX_CONTEXT_SIZE = 4 << 10
+
 # A hello is a list of names: a peer that has not yet introduced itself may not make us hold more.
 MAX_HELLO_SIZE = 64 << 10
 
@@ -255,6 +260,19 @@ WORKER_NOTE_INTERVAL = 0.5
 # Seconds that a worker leaves a new connection to the others while one of them has fewer. All are woken for each, and
 # whoever runs first would take most of a burst: 64 connections fell on four workers as 2, 2, 26 and 34.
 ACCEPT_YIELD = 0.001
+
+# --- watching ----------------------------------------------------------------------------------------
+
+# Bytes of one request for metrics, seconds for the whole of it, and requests that wait: one thread answers them one at
+# a time, and a scraper that sends a header a second must not keep the others waiting. Prometheus sends 300 bytes and
+# gives up after 10 seconds.
+METRICS_REQUEST_SIZE = 8 << 10
+METRICS_TIMEOUT = 5.0
+METRICS_BACKLOG = 16
+
+# Seconds that a service which took over from another keeps trying to listen for metrics: its predecessor lets go of
+# that socket as soon as it has begun to stop.
+METRICS_TAKEOVER_WAIT = 10.0
 
 # --- the blocking client's pool ----------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def read(data: bytes, max_frame_size: int) -> Reading:
         is_good = (
             HELLO <= kind <= GOAWAY
             and length <= limit
-            and (flags == 0 or (kind == CALL and flags < 8))
+            and (flags == 0 or (kind == CALL and flags < 16))
             and fds == 0
             and (method == 0 or kind == CALL)
             and not (length and kind in _WITHOUT_PAYLOAD)

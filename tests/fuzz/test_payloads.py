@@ -36,6 +36,7 @@ from hostline.wire.codec import (
     hello_version,
     split_call,
 )
+from hostline.wire.context import encode_context
 from hostline.wire.frame import HEADER_SIZE, Frame, Kind
 from hostline.wire.schema import Signature
 
@@ -144,6 +145,10 @@ FAILURES: Final = tuple(
 FAREWELLS: Final = tuple(
     _payload(encode_farewell(*words)) for words in (("shutdown", "bye", 3), ("x", "y" * 900, 0xFFFF_FFFF), ("", "", 0))
 )
+CONTEXTS: Final = tuple(
+    encode_context(context) + b"\x91\x01"
+    for context in ({"traceparent": "00-" + "a" * 52}, {f"k{n}": "x" * n * 20 for n in range(16)}, {"é": "", "b": "ü"})
+)
 CREDITS: Final = tuple(_payload(encode_credit(1, amount)) for amount in (0, 1, 0xFFFF_FFFF))
 RESULTS: Final = tuple(
     (name, msgspec.msgpack.encode(value))
@@ -153,11 +158,17 @@ RESULTS: Final = tuple(
 
 
 def decoded_call(payload: bytes, flags: int) -> Any:
-    time_left, rest, is_named = split_call(Frame(Kind.CALL, flags, 0, 1, 0, payload))
+    time_left, rest, is_named, context = split_call(Frame(Kind.CALL, flags, 0, 1, 0, payload))
     assert (time_left is not None) is bool(flags & 1)
     assert time_left is None or 0 <= time_left < 2e13
     assert is_named is bool(flags & 2)
-    assert len(rest) == len(payload) - 8 * (flags & 1)
+    assert (context is not None) is bool(flags & 8)
+    assert payload.endswith(rest)
+    if context is None:
+        assert len(rest) == len(payload) - 8 * (flags & 1)
+    else:
+        assert len(context) <= 16
+        assert len(payload) - len(rest) - 8 * (flags & 1) <= 4096
 
 
 def granted(payload: bytes) -> Any:
@@ -188,7 +199,10 @@ def make_payload(rng: random.Random) -> Case:
         about = (name, wanted if rng.random() < 0.8 else rng.choice(tuple(ANNOTATIONS)))
     elif name == "call":
         payload = rng.randbytes(rng.choice((0, 1, 7, 8, 9, 20)))
-        about = (name, rng.randrange(8))
+        about = (name, rng.randrange(16))
+        if about[1] & 8 and rng.random() < 0.8:
+            head = rng.randbytes(8 * (about[1] & 1))
+            payload = head + mutate.damaged(rng, rng.choice(CONTEXTS), 0)
         return Case(payload, (), about)
     else:
         payloads, start, _, _ = TARGETS[name]

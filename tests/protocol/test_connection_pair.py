@@ -72,7 +72,7 @@ class ConnectionPair(RuleBasedStateMachine):
             assert frame.call_id in self.taken
             self.heard_cancels += 1
             return
-        _, payload, _ = split_call(frame)
+        _, payload, *_ = split_call(frame)
         (ticket,) = msgspec.msgpack.decode(payload)
         assert self.calls[ticket] == frame.call_id
         assert frame.call_id not in self.taken

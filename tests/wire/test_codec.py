@@ -93,7 +93,8 @@ def test_a_golden_frame_is_decoded_into_what_it_says(vector: dict[str, Any]) -> 
         hello = decode_hello(frame.payload, ClientHello if expected["hello"] == "client" else ServerHello)
         assert msgspec.to_builtins(hello) == expected["value"]
     elif frame.kind == Kind.CALL:
-        time_left, payload, is_named = split_call(frame)
+        time_left, payload, is_named, context = split_call(frame)
+        assert context == expected.get("context")
         assert time_left == (None if expected["time_left"] is None else expected["time_left"] / 1e6)
         arguments = reading(Places(), lambda: decode_result(payload, Any))
         assert arguments == ([expected["args"], expected["keywords"]] if is_named else expected["args"])
@@ -124,8 +125,9 @@ def test_a_golden_frame_is_what_the_encoder_makes_of_what_it_says(vector: dict[s
             args = tuple(map(attached, said["args"]))
             attach = Attachments()
             made = encode_call(
-                call_id, said["method"], args, said["keywords"], time_left, has_items=has_items, attach=attach
-            )
+                call_id, said["method"], args, said["keywords"], time_left, has_items=has_items, attach=attach,
+                context=said.get("context"),
+            )  # fmt: skip
         case "REPLY":
             made = encode_reply(call_id, attached(value), attach=Attachments())
         case "ITEM":
@@ -366,9 +368,9 @@ def test_a_call_too_short_for_its_time_left_is_a_violation(size: int) -> None:
 
 
 def test_a_call_split_is_its_time_its_arguments_and_their_form() -> None:
-    assert split_call(Frame(2, 0, 0, 1, 0, b"\x90")) == (None, b"\x90", False)
-    assert split_call(Frame(2, 2, 0, 1, 0, b"\x92\x90\x80")) == (None, b"\x92\x90\x80", True)
-    assert split_call(Frame(2, 3, 0, 1, 0, bytes(8) + b"\x92\x90\x80")) == (0.0, b"\x92\x90\x80", True)
+    assert split_call(Frame(2, 0, 0, 1, 0, b"\x90")) == (None, b"\x90", False, None)
+    assert split_call(Frame(2, 2, 0, 1, 0, b"\x92\x90\x80")) == (None, b"\x92\x90\x80", True, None)
+    assert split_call(Frame(2, 3, 0, 1, 0, bytes(8) + b"\x92\x90\x80")) == (0.0, b"\x92\x90\x80", True, None)
 
 
 @pytest.mark.parametrize("time_left", [None, 1.0])
@@ -593,7 +595,7 @@ trees = st.recursive(
 @given(st.lists(trees, max_size=4), st.dictionaries(st.text(max_size=8), trees, max_size=3), st.booleans())
 def test_any_arguments_arrive_as_they_were_sent(args: list[Any], keywords: dict[str, Any], has_deadline: bool) -> None:
     frame = one(encode_call(1, 2, tuple(args), keywords, 2.5 if has_deadline else None))
-    time_left, payload, is_named = split_call(frame)
+    time_left, payload, is_named, _ = split_call(frame)
     assert time_left == (2.5 if has_deadline else None)
     assert is_named is bool(keywords)
     assert msgspec.msgpack.decode(payload) == ([args, keywords] if keywords else args)

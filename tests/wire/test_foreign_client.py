@@ -163,13 +163,13 @@ def test_it_learns_the_services_methods(client: Client, hall: Hall) -> None:
         "charge", "fail", "wait", "echo", "hostline.describe", "hostline.health", "hostline.stats",
     ]  # fmt: skip
     assert client.idempotent == {"echo", "hostline.describe", "hostline.health", "hostline.stats"}
-    assert client.features == ["cancel", "deadline", "descriptors", "ping", "streams"]
+    assert client.features == ["cancel", "context", "deadline", "descriptors", "ping", "streams"]
     assert client.server_max_frame_size == DEFAULT_MAX_FRAME_SIZE
 
 
 def test_it_says_the_golden_hello_but_for_its_name_and_features() -> None:
     golden = frame_bytes("client_hello")
-    features = ["cancel", "deadline", "descriptors", "ping", "streams"]
+    features = ["cancel", "context", "deadline", "descriptors", "ping", "streams"]
     hello = {"version": 1, "features": features, "max_frame_size": 1048576, "program": "example"}
     payload = foreign_client.MAGIC + pack(hello)
     assert foreign_client.HEADER.pack(len(payload), foreign_client.HELLO, 0, 0, 0, 0) + payload == golden

@@ -255,7 +255,7 @@ def frames_of_a_conversation(draw: st.DrawFn) -> list[Frame]:
     for kind in draw(st.lists(st.sampled_from(list(Kind)), max_size=8)):
         payload = b"" if kind in EMPTY_KINDS else draw(st.binary(max_size=40))
         call_id = 0 if kind in CONNECTION_KINDS else draw(st.integers(1, 0xFFFFFFFF))
-        flags = draw(st.integers(0, 7)) if kind is Kind.CALL else 0
+        flags = draw(st.integers(0, 15)) if kind is Kind.CALL else 0
         method = draw(st.integers(0, 0xFFFFFFFF)) if kind is Kind.CALL else 0
         frames.append(Frame(int(kind), flags, 0, call_id, method, payload))
     return frames

@@ -109,7 +109,7 @@ def call(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
     frame = Frame(2, 0, 0, 1, 0, b"")
     data = encode_call(1, 0, args, keywords)
     frame = Frame(2, data[5], 0, 1, 0, bytes(data[HEADER_SIZE:]))
-    _, payload, is_named = split_call(frame)
+    _, payload, is_named, _ = split_call(frame)
     values, named = signature.decode(payload, is_named)
     if (name := signature.injected.get(Context)) is not None:
         values, named = signature.inject(name, Context(), values, named)

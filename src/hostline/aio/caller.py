@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from hostline.aio.waiting import must_look_again
@@ -89,7 +89,13 @@ class Caller:
         return not self._is_closed and self.protocol.is_usable
 
     async def call(
-        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        seconds: float,
+        deadline: Deadline,
+        context: Mapping[str, str] | None = None,
     ) -> Frame:
         """Make one call and return the frame that answers it.
 
@@ -107,7 +113,7 @@ class Caller:
                 await self._wait_for_room(answered)
             if not self.is_usable:
                 raise BrokenCallError("the server closed the connection", was_sent=False)
-            call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), answered)
+            call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), answered, False, context)
             self._starts[call_id] = self._outgoing.queued_total
             self._queue(frame)
             if self._liveness is not None:
@@ -173,6 +179,7 @@ class Caller:
         keywords: dict[str, Any] | None,
         deadline: Deadline,
         has_items: bool,
+        context: Mapping[str, str] | None = None,
     ) -> int:
         """Begin a call with streams.
 
@@ -192,7 +199,7 @@ class Caller:
             raise ExpiredError from None
         if not self.is_usable:
             raise BrokenCallError("the server closed the connection", was_sent=False)
-        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items)
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items, context)
         self._starts[call_id] = self._outgoing.queued_total
         self._queue(frame)
         if self._liveness is not None:

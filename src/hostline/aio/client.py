@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, overload
@@ -56,6 +56,7 @@ from hostline.rpc.calling import (
     take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
+from hostline.rpc.watching.tracing import hooks
 from hostline.unix.address import Address, LoopbackAddress
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.sockets import check_server
@@ -83,6 +84,7 @@ class Line:
         self._opening: asyncio.Task[Caller] | None = None
         self._callers: set[Caller] = set()  # every connection that is open, also those the server is leaving
         self._is_closed = False
+        self._service = ""  # its name, once it has told it
         self._pid = os.getpid()
         _lines.add(self)
 
@@ -136,22 +138,32 @@ class Line:
         check_returns(returns)
         seconds, deadline = self._settings.deadline(timeout)
         repeats = Repeats(method, idempotent)
-        while True:
-            connection = self._connection
-            if connection is None or not connection.is_usable:
-                connection = await self._reopen(method, seconds, deadline)
-            if connection.protocol.has_streams and connection.protocol.is_streaming(method):
-                call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
-                frame = await Stream[Any](call, partial(self._begin, call, False), self._has_closed).answer()
+        span = None if hooks.tracer is None else hooks.tracer.call(self._service, method)
+        try:
+            while True:
+                connection = self._connection
+                if connection is None or not connection.is_usable:
+                    connection = await self._reopen(method, seconds, deadline)
+                if connection.protocol.has_streams and connection.protocol.is_streaming(method):
+                    call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline, span)
+                    frame = await Stream[Any](call, partial(self._begin, call, False), self._has_closed).answer()
+                    return read_answer(frame, returns, raises)
+                try:
+                    context = None if span is None else span.carrier
+                    frame = await connection.call(method, args, keywords, seconds, deadline, context)
+                except BrokenCallError as error:
+                    if self._is_closed:
+                        raise ClosedError(f"{method}: the line was closed") from error
+                    repeats.broke(error, connection.protocol)
+                    continue
                 return read_answer(frame, returns, raises)
-            try:
-                frame = await connection.call(method, args, keywords, seconds, deadline)
-            except BrokenCallError as error:
-                if self._is_closed:
-                    raise ClosedError(f"{method}: the line was closed") from error
-                repeats.broke(error, connection.protocol)
-                continue
-            return read_answer(frame, returns, raises)
+        except BaseException as error:
+            if span is not None:
+                span.end(error)
+            raise
+        finally:
+            if span is not None:
+                span.end()
 
     def stream(
         self,
@@ -199,12 +211,14 @@ class Line:
         seconds = math.inf if timeout is None else timeout
         deadline = Deadline.after(seconds)
         call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
-        return Stream(call, partial(self._begin, call, True), self._has_closed)
+        return Stream(call, partial(self._begin, call, True), self._has_closed, self._service)
 
     def _has_closed(self) -> bool:
         return self._is_closed
 
-    async def _begin(self, call: StreamCall, is_stream: bool, ticket: Any) -> tuple[Caller, int, Any]:
+    async def _begin(
+        self, call: StreamCall, is_stream: bool, ticket: Any, context: Mapping[str, str] | None
+    ) -> tuple[Caller, int, Any]:
         """Send a call with streams; returns where, under which id, and what is to be sent for its argument."""
         repeats = Repeats(call.method, is_idempotent=False)
         while True:
@@ -217,7 +231,7 @@ class Line:
                 args, keywords, items = take_items_out(call.method, args, keywords)
             try:
                 has_items = items is not None
-                call_id = await connection.start(ticket, call.method, args, keywords, call.deadline, has_items)
+                call_id = await connection.start(ticket, call.method, args, keywords, call.deadline, has_items, context)
             except BrokenCallError as error:
                 if self._is_closed:
                     raise ClosedError(f"{call.method}: the line was closed") from error
@@ -323,6 +337,8 @@ class Line:
             connection.close("not greeted")
             raise
         self._connection = connection
+        if connection.protocol.hello is not None:
+            self._service = connection.protocol.hello.service
         return connection
 
     async def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:

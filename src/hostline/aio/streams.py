@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -15,6 +15,7 @@ from hostline.aio.caller import Caller
 from hostline.errors import CallCancelledError, ClosedError
 from hostline.limits import ITEMS_PER_TURN
 from hostline.rpc.calling import BrokenCallError, ExpiredError, StreamCall, deadline_error, read_answer, read_item
+from hostline.rpc.watching.tracing import CallSpan, hooks
 from hostline.unix.passing.descriptors import close_all
 from hostline.wire.frame import Frame, Kind
 
@@ -80,12 +81,15 @@ class Stream(Generic[T]):
     def __init__(
         self,
         call: StreamCall,
-        begin: Callable[[_Ticket], Awaitable[tuple[Caller, int, Any]]],
+        begin: Callable[[_Ticket, Mapping[str, str] | None], Awaitable[tuple[Caller, int, Any]]],
         is_closed: Callable[[], bool],
+        service: str = "",
     ) -> None:
         self._call = call
         self._begin = begin
         self._is_closed = is_closed
+        self._service = service
+        self._span: CallSpan | None = None  # its own; `call` has begun one for a call whose result is no stream
         self._ticket = _Ticket()
         self._loop: asyncio.AbstractEventLoop | None = None  # once the call has begun
         self._caller: Caller | None = None
@@ -101,17 +105,19 @@ class Stream(Generic[T]):
     async def __anext__(self) -> T:
         if self._ticket.is_over:
             raise StopAsyncIteration
-        frame = await self._next_frame()
-        if frame.kind == _ITEM:
-            try:
+        try:
+            frame = await self._next_frame()
+            if frame.kind == _ITEM:
                 item: T = read_item(frame, self._call.returns)
-            except BaseException:
-                self._finish()
-                raise
-            return item
-        self._finish()
-        if frame.kind != _END:
-            read_answer(frame, None, self._call.raises)
+                return item
+            self._finish()
+            if frame.kind != _END:
+                read_answer(frame, None, self._call.raises)
+        except BaseException as error:
+            self._finish()
+            self._end_span(error)
+            raise
+        self._end_span()
         raise StopAsyncIteration
 
     async def answer(self) -> Frame:
@@ -124,6 +130,7 @@ class Stream(Generic[T]):
     async def aclose(self) -> None:
         """End the call, if it has not ended; the handler is cancelled. Safe to repeat."""
         self._finish()
+        self._end_span()
         if self._sender is not None:
             await asyncio.wait((self._sender,))
 
@@ -138,6 +145,7 @@ class Stream(Generic[T]):
     def __del__(self) -> None:
         # Called wherever the collector happens to run: in another thread, or in the middle of a write on this very
         # connection. So the loop does it, when it gets to it.
+        self._end_span()
         if self._loop is not None and not self._ticket.is_over:
             try:
                 self._loop.call_soon_threadsafe(
@@ -179,11 +187,19 @@ class Stream(Generic[T]):
             raise RuntimeError(f"{self._call.method}: one stream is iterated by one task at a time")
         self._loop = loop = asyncio.get_running_loop()
         deadline = self._call.deadline
-        self._caller, self._call_id, items = await self._begin(self._ticket)
+        span = self._call.span
+        if span is None and hooks.tracer is not None:
+            self._span = span = hooks.tracer.call(self._service, self._call.method)
+        context = None if span is None else span.carrier
+        self._caller, self._call_id, items = await self._begin(self._ticket, context)
         if not deadline.is_never:
             self._timer = loop.call_at(loop.time() + deadline.remaining(), _expire, self._ticket)
         if items is not None:
             self._sender = loop.create_task(_send_items(self._ticket, self._caller, self._call_id, items))
+
+    def _end_span(self, error: BaseException | None = None) -> None:
+        if self._span is not None:
+            self._span.end(error)
 
     def _finish(self) -> None:
         """Let go of everything; a call that has not ended is cancelled."""

@@ -17,6 +17,7 @@ from hostline.errors import ClosedError, HostlineError, LocalProtocolError, Unav
 from hostline.limits import HIGH_WATER
 from hostline.protocol.connection import ClientConnection
 from hostline.rpc.calling import BrokenCallError, LineSettings, Repeats, deadline_error, read_answer
+from hostline.rpc.watching.tracing import CallSpan, hooks
 from hostline.wire.frame import Frame
 
 __all__ = ["NO_STREAMS", "BatchCall", "BatchEntry", "BatchRun"]
@@ -104,6 +105,7 @@ class BatchEntry:
         "returns",
         "run",
         "seconds",
+        "span",
         "start",
         "timeout",
     )
@@ -127,6 +129,7 @@ class BatchEntry:
         self.is_idempotent = is_idempotent
         self.repeats: Repeats | None = None
         self.run: BatchRun | None = None
+        self.span: CallSpan | None = None
         self.seconds = math.inf
         self.ends_at = math.inf
         self.call_id = 0
@@ -135,6 +138,8 @@ class BatchEntry:
     def settle(self, result: Any, error: Exception | None = None) -> None:
         """Give the call its outcome, and let go of its arguments."""
         self.call.settle(result, error)
+        if self.span is not None:
+            self.span.end(error)
         self.args, self.keywords = (), None
 
     def done(self) -> bool:
@@ -245,7 +250,10 @@ class BatchRun:
                 if protocol.is_streaming(method):
                     raise LocalProtocolError(f"{method}: {NO_STREAMS}")
                 left = None if entry.ends_at == math.inf else max(0.0, entry.ends_at - now)
-                entry.call_id, frame = protocol.call(method, entry.args, entry.keywords, left, entry)
+                if hooks.tracer is not None and entry.span is None:
+                    entry.span = hooks.tracer.call(protocol.hello.service if protocol.hello else "", method)
+                context = None if entry.span is None else entry.span.carrier
+                entry.call_id, frame = protocol.call(method, entry.args, entry.keywords, left, entry, False, context)
             except Exception as error:  # of one call; also what a type's own code raises while it is encoded
                 entry.settle(None, error)
                 continue

@@ -45,6 +45,7 @@ from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.liveness import Liveness, check_times
 from hostline.protocol.retry import may_repeat
 from hostline.rpc.attachments import UnclaimedError, read_attached
+from hostline.rpc.watching.tracing import CallSpan
 from hostline.unix.address import Address, LoopbackAddress, parse_address
 from hostline.unix.credentials import Peers
 from hostline.unix.options import check_target
@@ -287,6 +288,7 @@ class StreamCall(NamedTuple):
         raises: Exception classes that arrive as themselves.
         seconds: The timeout, for messages.
         deadline: When to give up.
+        span: The span of the call, where its maker has begun one already.
     """
 
     method: str
@@ -296,6 +298,7 @@ class StreamCall(NamedTuple):
     raises: tuple[type[Exception], ...]
     seconds: float
     deadline: Deadline
+    span: CallSpan | None = None
 
 
 def check_kind(method: str, protocol: ClientConnection, is_stream: bool) -> None:

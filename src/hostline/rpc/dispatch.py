@@ -21,6 +21,7 @@ from hostline.errors import (
 from hostline.rpc.attachments import ArrivedValues, UnclaimedError
 from hostline.rpc.context import Context
 from hostline.rpc.service import Execution, Method
+from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
 from hostline.wire.codec import ErrorCode
 
@@ -135,5 +136,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
         "%s.%s failed for %s, call %s, reference %s",
         service, method.name, who, call_id, reference,
         exc_info=error,
+        extra=event(
+            "handler_failed", peer, service=service, method=method.name, call_id=call_id, reference=reference
+        ),
     )  # fmt: skip
     return Refusal(ErrorCode.INTERNAL, "", text)

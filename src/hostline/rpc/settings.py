@@ -44,6 +44,7 @@ class ServerSettings:
         idle_timeout: Seconds after which a connection without calls is closed; None for never.
         ping_interval: Seconds between pings to each client, to find those that are stopped; None for no pings.
         ping_timeout: Seconds without any sign of life after a ping until a client is cut off.
+        access_log: Whether each finished call is logged, on the logger `hostline.access`.
 
     Raises:
         ValueError: A value is out of range.
@@ -64,6 +65,7 @@ class ServerSettings:
     idle_timeout: float | None = None
     ping_interval: float | None = None
     ping_timeout: float = DEFAULT_PING_TIMEOUT
+    access_log: bool = False
 
     def __post_init__(self) -> None:
         # Here, though each is checked where it is used too: a bad one must not be found in worker processes only.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Mapping
 from typing import Any, Final
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
@@ -122,7 +123,13 @@ class Caller:
             allow_fds(self._sock)
 
     def call(
-        self, method: str, args: tuple[Any, ...], keywords: dict[str, Any] | None, seconds: float, deadline: Deadline
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        seconds: float,
+        deadline: Deadline,
+        context: Mapping[str, str] | None = None,
     ) -> Frame:
         """Make one call and return the frame that answers it.
 
@@ -130,7 +137,7 @@ class Caller:
             BrokenCallError: The connection ended first.
             DeadlineExceededError: The deadline passed first; the connection is dirty.
         """
-        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True)
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, False, context)
         is_whole = False
         if self._liveness is not None:
             self._liveness.restart(monotonic(), self._mark())
@@ -258,6 +265,7 @@ class Caller:
         keywords: dict[str, Any] | None,
         deadline: Deadline,
         has_items: bool,
+        context: Mapping[str, str] | None = None,
     ) -> int:
         """Begin a call with streams and return its id, for the methods below.
 
@@ -269,7 +277,7 @@ class Caller:
             # Over TCP the first send succeeds all the same, and nobody would know that the call was not run.
             self._is_cut_off = True
             raise BrokenCallError("the server closed the connection", was_sent=False)
-        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items)
+        call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), True, has_items, context)
         if self._liveness is not None:
             self._liveness.restart(monotonic(), self._mark())
         try:

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
@@ -54,6 +54,7 @@ from hostline.rpc.calling import (
     take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
+from hostline.rpc.watching.tracing import hooks
 from hostline.sync.batch import Batch
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
@@ -91,6 +92,7 @@ class Line:
         self._settings = settings
         self._pool_settings = pool
         self._is_closed = False
+        self._service = ""  # its name, once it has told it
         self._pool = SharedPool(pool)
         _lines.add(self)
 
@@ -142,28 +144,38 @@ class Line:
         check_returns(returns)
         seconds, deadline = self._settings.deadline(timeout)
         repeats = Repeats(method, idempotent)
-        while True:
-            loan = Loan()
-            try:
-                connection = self._acquire(loan, method, seconds, deadline)
-                is_streaming = connection.protocol.has_streams and connection.protocol.is_streaming(method)
-                if not is_streaming:
-                    frame = connection.call(method, args, keywords, seconds, deadline)
-            except BrokenCallError as error:
-                if self._is_closed:
-                    raise ClosedError(f"{method}: the line was closed") from error
-                repeats.broke(error, connection.protocol)
-                continue
-            finally:
+        span = None if hooks.tracer is None else hooks.tracer.call(self._service, method)
+        try:
+            while True:
+                loan = Loan()
                 try:
-                    self._pool.release(loan)
-                except BaseException:  # a signal handler's exception may have come before anything was released
-                    self._pool.release(loan)
-                    raise
-            if is_streaming:
-                call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline)
-                frame = self._stream(call, is_stream=False).answer()
-            return read_answer(frame, returns, raises)
+                    connection = self._acquire(loan, method, seconds, deadline)
+                    is_streaming = connection.protocol.has_streams and connection.protocol.is_streaming(method)
+                    if not is_streaming:
+                        context = None if span is None else span.carrier
+                        frame = connection.call(method, args, keywords, seconds, deadline, context)
+                except BrokenCallError as error:
+                    if self._is_closed:
+                        raise ClosedError(f"{method}: the line was closed") from error
+                    repeats.broke(error, connection.protocol)
+                    continue
+                finally:
+                    try:
+                        self._pool.release(loan)
+                    except BaseException:  # a signal handler's exception may have come before anything was released
+                        self._pool.release(loan)
+                        raise
+                if is_streaming:
+                    call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline, span)
+                    frame = self._stream(call, is_stream=False).answer()
+                return read_answer(frame, returns, raises)
+        except BaseException as error:
+            if span is not None:
+                span.end(error)
+            raise
+        finally:
+            if span is not None:
+                span.end()
 
     def stream(
         self,
@@ -214,9 +226,12 @@ class Line:
 
     def _stream(self, call: StreamCall, is_stream: bool) -> Stream[Any]:
         pool = self._pool
-        return Stream(call, partial(self._begin, call, is_stream), pool.release, pool.abandon, lambda: self._is_closed)
+        begin = partial(self._begin, call, is_stream)
+        return Stream(call, begin, pool.release, pool.abandon, lambda: self._is_closed, self._service)
 
-    def _begin(self, call: StreamCall, is_stream: bool, loan: Loan) -> tuple[Caller, int, Any]:
+    def _begin(
+        self, call: StreamCall, is_stream: bool, loan: Loan, context: Mapping[str, str] | None
+    ) -> tuple[Caller, int, Any]:
         """Send a call with streams; returns where, under which id, and what is to be sent for its argument."""
         repeats = Repeats(call.method, is_idempotent=False)
         while True:
@@ -228,7 +243,7 @@ class Line:
             try:
                 return (
                     connection,
-                    connection.start(call.method, args, keywords, call.deadline, items is not None),
+                    connection.start(call.method, args, keywords, call.deadline, items is not None, context),
                     items,
                 )
             except BrokenCallError as error:
@@ -326,6 +341,8 @@ class Line:
             if self._is_closed and isinstance(error, HostlineError):
                 raise ClosedError("the line was closed") from error
             raise
+        if connection.protocol.hello is not None:
+            self._service = connection.protocol.hello.service
         return connection
 
     def _connected(self, deadline: Deadline) -> tuple[socket.socket, Peer]:

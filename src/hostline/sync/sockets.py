@@ -15,6 +15,7 @@ from hostline.clock import Deadline, monotonic
 from hostline.errors import ClosedError
 from hostline.limits import DEFAULT_CONNECT_TIMEOUT, DEFAULT_MAX_FDS
 from hostline.protocol.serving.accepting import Accepting
+from hostline.rpc.watching.fields import event
 from hostline.sync.connection import Connection
 from hostline.sync.datagrams import Datagrams
 from hostline.sync.polling import READABLE, Endpoint, Wakeup
@@ -103,7 +104,7 @@ class Listener(Endpoint):
         except OSError as error:
             decision = self._accepting.failed(error.errno, monotonic())
             if decision.log:
-                _log.warning("%s", decision.log)
+                _log.warning("%s", decision.log, extra=event("accept_failed", address=self.address))
             if decision.is_fatal:
                 if self._is_closed:
                     raise self._closed() from error
@@ -114,7 +115,13 @@ class Listener(Endpoint):
         self._accepting.succeeded()
         sock, peer, refusal = accepted
         if refusal is not None:
-            _log.info("%s: refused pid %d: %s", printable(self.address), peer.pid, refusal)
+            _log.info(
+                "%s: refused pid %d: %s",
+                printable(self.address),
+                peer.pid,
+                refusal,
+                extra=event("refused", peer, address=self.address),
+            )
             peer.close()
             sock.close()
             return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 from hostline.errors import ClosedError
 from hostline.protocol.connection import Answer
 from hostline.rpc.calling import BrokenCallError, StreamCall, deadline_error, read_answer, read_item
+from hostline.rpc.watching.tracing import CallSpan, hooks
 from hostline.sync.caller import Caller
 from hostline.sync.pool import Loan
 from hostline.unix.passing.descriptors import close_all
@@ -41,16 +42,19 @@ class Stream(Generic[T]):
     def __init__(
         self,
         call: StreamCall,
-        begin: Callable[[Loan], tuple[Caller, int, Any]],
+        begin: Callable[[Loan, Mapping[str, str] | None], tuple[Caller, int, Any]],
         release: Callable[[Loan], None],
         abandon: Callable[[Loan], None],
         is_closed: Callable[[], bool],
+        service: str = "",
     ) -> None:
         self._call = call
         self._begin = begin
         self._release = release
         self._abandon = abandon
         self._is_closed = is_closed
+        self._service = service
+        self._span: CallSpan | None = None  # its own; `call` has begun one for a call whose result is no stream
         self._loan = Loan()
         self._caller: Caller | None = None
         self._call_id = 0
@@ -70,17 +74,19 @@ class Stream(Generic[T]):
     def __next__(self) -> T:
         if self._is_over:
             raise StopIteration
-        frame = self._next_frame()
-        if frame.kind == _ITEM:
-            try:
+        try:
+            frame = self._next_frame()
+            if frame.kind == _ITEM:
                 item: T = read_item(frame, self._call.returns)
-            except BaseException:
-                self._finish()
-                raise
-            return item
-        self._finish()
-        if frame.kind != _END:
-            read_answer(frame, None, self._call.raises)
+                return item
+            self._finish()
+            if frame.kind != _END:
+                read_answer(frame, None, self._call.raises)
+        except BaseException as error:
+            self._finish()
+            self._end_span(error)
+            raise
+        self._end_span()
         raise StopIteration
 
     def answer(self) -> Frame:
@@ -93,6 +99,7 @@ class Stream(Generic[T]):
     def close(self) -> None:
         """End the call, if it has not ended; the handler is cancelled. Safe to repeat."""
         self._finish()
+        self._end_span()
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +111,7 @@ class Stream(Generic[T]):
 
     def __del__(self) -> None:
         # Called wherever the collector happens to run, perhaps while this very thread holds the pool's lock.
+        self._end_span()
         if not self._is_over:
             if self._caller is not None and self._pid == os.getpid():
                 self._caller.interrupt()  # so that the handler is told at once
@@ -117,7 +125,11 @@ class Stream(Generic[T]):
         try:
             caller = self._caller
             if caller is None:
-                caller, self._call_id, items = self._begin(self._loan)
+                span = call.span
+                if span is None and hooks.tracer is not None:
+                    self._span = span = hooks.tracer.call(self._service, call.method)
+                context = None if span is None else span.carrier
+                caller, self._call_id, items = self._begin(self._loan, context)
                 self._caller = caller
                 self._given = items
                 self._items = None if items is None else iter(items)
@@ -175,6 +187,10 @@ class Stream(Generic[T]):
             if frame.kind != _ITEM:
                 self._is_answered = True
                 self._items = None
+
+    def _end_span(self, error: BaseException | None = None) -> None:
+        if self._span is not None:
+            self._span.end(error)
 
     def _finish(self) -> None:
         """Let go of everything; a call that has not ended is cancelled."""

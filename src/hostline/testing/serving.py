@@ -58,6 +58,7 @@ class ServeOptions(TypedDict, total=False):
     ping_timeout: float
     takeover: bool
     offer_takeover: bool
+    access_log: bool
 
 
 def loop_factory(name: str) -> LoopFactory:

@@ -281,7 +281,12 @@ class SocketFile:
             except OSError as error:
                 # Privileges dropped since, or a file system gone read-only. The next server finds a dead socket and
                 # reclaims it; there is no reason to fail a shutdown.
-                _log.warning("cannot unlink %s: %s", printable(self.path), error.strerror)
+                _log.warning(
+                    "cannot unlink %s: %s",
+                    printable(self.path),
+                    error.strerror,
+                    extra={"event": "unlink_failed", "address": self.path},
+                )
 
     def abandon(self) -> None:
         """Let go of the lock, of the path and of the socket; the file stays, and the socket is not closed here.
@@ -357,7 +362,12 @@ class SocketFile:
         except FileNotFoundError:
             pass  # it lay in our directory after all, and somebody unlinked it
         except OSError as error:
-            _log.warning("cannot unlink %s, which was bound astray: %s", printable(where), error)
+            _log.warning(
+                "cannot unlink %s, which was bound astray: %s",
+                printable(where),
+                error,
+                extra={"event": "unlink_failed", "address": where},
+            )
 
     def _lstat(self) -> os.stat_result | None:
         try:

@@ -1,8 +1,9 @@
 """What the payloads of frames hold, in MessagePack, by msgspec. docs/reference/wire.md is the text for it.
 
 HELLO     the eight bytes `hostline`, then a map: ClientHello or ServerHello
-CALL      [time left in microseconds, 8 bytes, if flag DEADLINE], then an array of arguments,
-          or, if flag NAMED, an array of two: the array of arguments and a map of named ones;
+CALL      [time left in microseconds, 8 bytes, if flag DEADLINE], [a map of texts, if flag CONTEXT: see context.py],
+          then an array of arguments, or, if flag NAMED, an array of two: the array of arguments and a map of
+          named ones;
           if flag STREAM, one argument is nil and its items follow in frames of their own
 REPLY     the result
 ITEM      one item of a stream, a result's or an argument's
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -33,6 +35,7 @@ from hostline.errors import (
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
 from hostline.wire.attached import Attach, Attached, decoder_for, encode_into, encode_plain
 from hostline.wire.budget import SHALLOW, Extent, check_budget
+from hostline.wire.context import encode_context, split_context
 from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
 
 __all__ = [
@@ -68,7 +71,7 @@ MAGIC: Final = b"hostline"
 VERSION: Final = 1
 
 # Names of optional parts both sides know. An unknown name is ignored, so a later version may add to it.
-FEATURES: Final[tuple[str, ...]] = ("cancel", "deadline", "descriptors", "ping", "streams")
+FEATURES: Final[tuple[str, ...]] = ("cancel", "context", "deadline", "descriptors", "ping", "streams")
 
 # Bounds on texts, in bytes of UTF-8. With these, every error and every farewell fits into the smallest
 # `max_frame_size` that a peer may name; a hello's features and program are kept as long as its connection.
@@ -93,6 +96,7 @@ _REPLY: Final = int(Kind.REPLY)
 _DEADLINE: Final = int(Flag.DEADLINE)
 _NAMED: Final = int(Flag.NAMED)
 _STREAM: Final = int(Flag.STREAM)
+_CONTEXT: Final = int(Flag.CONTEXT)
 _ITEM: Final = int(Kind.ITEM)
 
 
@@ -244,6 +248,7 @@ def encode_call(
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     has_items: bool = False,
     attach: Attach | None = None,
+    context: Mapping[str, str] | None = None,
 ) -> bytearray:
     """Return a CALL frame.
 
@@ -256,6 +261,7 @@ def encode_call(
         max_frame_size: The largest payload the server takes, in bytes.
         has_items: Whether an argument is a stream, whose items follow; None stands at its place.
         attach: Takes descriptors and buffers out, where the method takes them.
+        context: Texts that travel along, lower case keys; what is too much is left out.
 
     Raises:
         InvalidArgumentError: An argument cannot be encoded, or all of them together exceed the frame.
@@ -269,6 +275,9 @@ def encode_call(
         buffer = bytearray(HEADER_SIZE + 8)
         left = int(time_left * 1e6) if 0 <= time_left < _LONGEST else _outermost(time_left)
         _TIME_LEFT.pack_into(buffer, HEADER_SIZE, left)
+    if context and (extra := encode_context(context)):
+        flags |= _CONTEXT
+        buffer += extra
     try:
         if keywords:
             flags |= _NAMED
@@ -282,6 +291,11 @@ def encode_call(
     if has_items:
         flags |= _STREAM
     size = len(buffer) - HEADER_SIZE
+    if size > max_frame_size and flags & _CONTEXT:  # a call that fits without its context is made without it
+        begin = HEADER_SIZE + (8 if flags & _DEADLINE else 0)
+        del buffer[begin : begin + len(extra)]
+        flags &= ~_CONTEXT
+        size -= len(extra)
     if size > max_frame_size:
         _drop(attach)
         raise InvalidArgumentError(
@@ -311,22 +325,25 @@ def _outermost(time_left: float) -> int:
     return 0 if time_left < 0 else 0xFFFF_FFFF_FFFF_FFFF
 
 
-def split_call(frame: Frame) -> tuple[float | None, bytes, bool]:
-    """Return a call's time left in seconds or None, its encoded arguments, and whether some are named.
+def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] | None]:
+    """Return a call's time left in seconds or None, its encoded arguments, whether some are named, and its context.
 
     Raises:
-        RemoteProtocolError: The payload is too short for its flags.
+        RemoteProtocolError: The payload is too short for its flags, or its context is malformed.
     """
     _, flags, _, _, _, payload, _ = frame
     if not flags:
-        return None, payload, False
+        return None, payload, False, None
     time_left = None
     if flags & _DEADLINE:
         if len(payload) < 8:
             raise RemoteProtocolError(f"call payload of {len(payload)} bytes has no room for its time left")
         time_left = _TIME_LEFT.unpack_from(payload)[0] / 1e6
         payload = payload[8:]
-    return time_left, payload, flags & _NAMED != 0
+    context = None
+    if flags & _CONTEXT:
+        context, payload = split_context(payload)
+    return time_left, payload, flags & _NAMED != 0, context
 
 
 def encode_reply(

@@ -58,16 +58,17 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Flags of a CALL: the payload starts with the time left; some arguments are named; one of them is a stream."""
+    """Flags of a CALL: the time left stands first; some arguments are named; one is a stream; a context comes along."""
 
     DEADLINE = 1
     NAMED = 2
     STREAM = 4
+    CONTEXT = 8
 
 
 # The flags that each kind may carry; any other bit is a violation, so that a later version can give it a meaning.
 FLAGS: Final[dict[int, int]] = {
-    int(k): int(Flag.DEADLINE | Flag.NAMED | Flag.STREAM) if k is Kind.CALL else 0 for k in Kind
+    int(k): int(Flag.DEADLINE | Flag.NAMED | Flag.STREAM | Flag.CONTEXT) if k is Kind.CALL else 0 for k in Kind
 }
 
 

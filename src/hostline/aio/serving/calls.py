@@ -8,6 +8,7 @@ More than 400 lines, because a call's ways to end must each be known to all the 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -31,12 +32,15 @@ from hostline.rpc.attachments import Attachments
 from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
+from hostline.rpc.watching.calls import DISCONNECTED, OK, BegunCall, FinishedCall
+from hostline.rpc.watching.fields import event
+from hostline.rpc.watching.tracing import hooks
 from hostline.unix.credentials import Peer
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.memory import Buffer
 from hostline.wire.attached import Attached
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
-from hostline.wire.frame import Flag, Frame, Kind
+from hostline.wire.frame import HEADER_SIZE, Flag, Frame, Kind
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -70,11 +74,12 @@ class Calls:
         held_size: Bytes of arguments of those that wait, and of items that no handler has taken yet.
     """
 
-    __slots__ = ("_account", "_loop", "_protocol", "_server", "_session", "held_size", "open")
+    __slots__ = ("_account", "_begun", "_loop", "_protocol", "_server", "_session", "held_size", "open")
 
     def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
         self.open: dict[int, RunningCall] = {}
         self.held_size = 0
+        self._begun: dict[int, BegunCall] = {}  # what is watched of them; nothing unless somebody watches
         self._account = session.holding.account
         self._session = session
         self._server = server
@@ -110,20 +115,22 @@ class Calls:
     def arrive(self, frame: Frame) -> None:
         """Take a CALL: answer it, run it, or let it wait."""
         call_id = frame.call_id
-        methods = self._server.methods
+        server = self._server
+        methods = server.methods
         if frame.method >= len(methods):
-            self.fail(
-                call_id,
-                ErrorCode.NOT_FOUND,
-                f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}",
-            )
+            if server.observers:
+                self._watch(frame, "", None)
+            text = f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}"
+            self.fail(call_id, ErrorCode.NOT_FOUND, text)
             return
         method = methods[frame.method]
         try:
-            time_left, payload, is_named = split_call(frame)
+            time_left, payload, is_named, carrier = split_call(frame)
         except RemoteProtocolError as error:
             self._session.violate(error)
             return
+        if server.observers or hooks.tracer is not None:
+            self._watch(frame, method.name, carrier)
         if method.allow is not None and (reason := method.allow.refusal(self._session.peer)) is not None:
             self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
             return
@@ -133,7 +140,7 @@ class Calls:
             self.fail(call_id, ErrorCode.INVALID_ARGUMENT, f"{method.name}: {what}")
             return
         if len(self.open) >= MAX_CALLS_PER_CONNECTION:
-            self._server.counts.overloaded += 1
+            server.counts.overloaded += 1
             self.fail(call_id, ErrorCode.OVERLOADED, f"{MAX_CALLS_PER_CONNECTION} calls are open on this connection")
             return
         if frame.fds and not method.signature.takes_attached:
@@ -200,19 +207,24 @@ class Calls:
             self._turn_away(call, self._code_for(error), f"{call.method.name}: {error}")
             return
         call.payload = b""
+        where = self._context_of(call.call_id) if self._begun else None
         if self._account.is_full and (call.inlet or call.outlet):
             self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
             if call.outlet is not None:
                 call.context.fail_with(partial(self._fail_soon, call))
-            call.task = self._loop.create_task(run)
+            call.task = self._loop.create_task(run, context=where)
             call.task.add_done_callback(partial(self._task_done, call))
             return
         try:
-            self._server.accounts.submit(self._account, partial(self._run_in_worker, call, invocation))
+            work = partial(self._run_in_worker, call, invocation)
+            self._server.accounts.submit(self._account, work if where is None else partial(where.run, work))
         except RuntimeError as error:
-            logger.error("%s cannot start a thread: %s", self._server.service.name, str(error))  # not what it leads to
+            name = self._server.service.name
+            extra = event("no_thread", self.peer, service=name, method=call.method.name, call_id=call.call_id)
+            # Not the error itself, which leads to the call and what it holds.
+            logger.error("%s cannot start a thread: %s", name, str(error), extra=extra)
             if call.mapped:
                 self._server.mapped.release(call)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
@@ -241,7 +253,10 @@ class Calls:
             self.fail(call_id, self._code_for(error), f"{method.name}: {error}")
             return
         try:
-            result = invocation.run()
+            if self._begun and (where := self._context_of(call_id)) is not None:
+                result = where.run(invocation.run)
+            else:
+                result = invocation.run()
         except KeyboardInterrupt:
             raise  # somebody at the terminal ends the program
         except BaseException as error:
@@ -345,6 +360,8 @@ class Calls:
         elif call.outlet is not None:
             self._server.count_answer(call.method.name)
             self._protocol.end(call.call_id)
+            if self._begun:
+                self._tell(call.call_id, OK, 0)
         else:
             self._answer(call.method, call.call_id, result)
         self._session.flush_soon()
@@ -403,9 +420,13 @@ class Calls:
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
+        if self._begun:
+            self._tell(call_id, OK, len(reply) - HEADER_SIZE)
         self._session.note_queued(len(reply))
 
     def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
+        if self._begun and (begun := self._begun.get(call_id)) is not None and begun.span is not None:
+            begun.span.note(error)
         if isinstance(error, asyncio.CancelledError):
             self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
             return
@@ -415,7 +436,10 @@ class Calls:
     def fail(self, call_id: int, code: str, message: str, name: str = "") -> None:
         """Answer a call with an error."""
         self._server.count_failure()
-        self._session.note_queued(self._protocol.fail(call_id, code, name, message))
+        size = self._protocol.fail(call_id, code, name, message)
+        if self._begun:
+            self._tell(call_id, code, size - HEADER_SIZE)
+        self._session.note_queued(size)
         self._session.flush_soon()
 
     def displace(self, call: RunningCall) -> None:
@@ -539,3 +563,37 @@ class Calls:
             self._end(call)
             self._stop(call, None)
         self._server.admission.withdraw_all(self._session, self._account.calls)
+        for call_id in list(self._begun):
+            self._tell(call_id, DISCONNECTED, 0)
+
+    # --- watching ----------------------------------------------------------------------------------------
+
+    def _watch(self, frame: Frame, method: str, carrier: dict[str, str] | None) -> None:
+        """Begin to watch a call: somebody wants to know what becomes of it."""
+        begun = BegunCall(method, monotonic(), len(frame.payload))
+        if hooks.tracer is not None:
+            begun.span = hooks.tracer.serve(
+                self._server.service.name, method, frame.call_id, self._session.peer, carrier
+            )
+        self._begun[frame.call_id] = begun
+
+    def _context_of(self, call_id: int) -> contextvars.Context | None:
+        """Return where the handler of a call is to run: its span is the current one there."""
+        begun = self._begun.get(call_id)
+        return None if begun is None or begun.span is None else begun.span.context
+
+    def _tell(self, call_id: int, outcome: str, bytes_out: int) -> None:
+        """Tell those who watch what became of a call, once."""
+        begun = self._begun.pop(call_id, None)
+        if begun is None:
+            return
+        if begun.span is not None:
+            begun.span.end(outcome)
+        if self._server.observers:
+            seconds = monotonic() - begun.started
+            name = self._server.service.name
+            self._server.tell(
+                FinishedCall(
+                    name, begun.method, call_id, self._session.peer, seconds, outcome, begun.bytes_in, max(bytes_out, 0)
+                )
+            )

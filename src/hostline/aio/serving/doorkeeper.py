@@ -18,6 +18,7 @@ from hostline.clock import monotonic
 from hostline.errors import RemoteProtocolError
 from hostline.limits import HANDSHAKE_TIMEOUT
 from hostline.protocol.challenge import NONCE_SIZE, Lobby, ServerChallenge
+from hostline.rpc.watching.fields import event
 from hostline.unix.listening import Bound
 from hostline.unix.loopback.keyfile import KeyFile
 from hostline.unix.sockets import accept_one, has_hung_up
@@ -127,7 +128,13 @@ class Doorkeeper:
         self._lobby.leave(guest)
         words = self._lobby.failed(monotonic())
         if words is not None:
-            logger.warning("%s: %s closed that did not prove the key: %s", self._name, words, reason)
+            logger.warning(
+                "%s: %s closed that did not prove the key: %s",
+                self._name,
+                words,
+                reason,
+                extra=event("unproven", service=self._name, reason=reason),
+            )
         self._resume()
 
     @property

@@ -36,6 +36,8 @@ from hostline.rpc.builtin import CallCounts, Health, ServiceDescription, Stats, 
 from hostline.rpc.context import Stopping
 from hostline.rpc.service import Method, ServiceBase
 from hostline.rpc.settings import ServerSettings
+from hostline.rpc.watching.calls import FinishedCall, Observer, access_line
+from hostline.rpc.watching.fields import event
 from hostline.rpc.workers import Workers
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.listening import Bound
@@ -94,6 +96,7 @@ class Server:
         self.max_fds = MAX_FDS_PER_FRAME if takes_fds and self.has_descriptors else 0
         self.mapped = MappedBuffers()
         self.counts = CallCounts()
+        self.observers: tuple[Observer, ...] = (access_line,) if self.settings.access_log else ()
         self.stopping = Stopping()
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.overload_text = (
@@ -141,7 +144,7 @@ class Server:
         _live.add(self)
         if self.settings.offer_takeover and self._door is None:
             self._offering = Offering(self.loop, self._bound, self.service.name, self._taken_over)
-        logger.log(self._log_level, "serving %s on %s", self.service.name, self.address)
+        self._log(self._log_level, "serving", "serving %s on %s", self.service.name, self.address)
 
     async def wait_closed(self) -> None:
         """Wait until the server has stopped.
@@ -180,11 +183,14 @@ class Server:
                 session.close()
             self.workers.close()
             if stuck := self.admission.running_count:
-                logger.warning("%s left %d handlers behind that did not end", self.service.name, stuck)
+                self._log(
+                    logging.WARNING, "handlers_left", "%s left %d handlers behind that did not end",
+                    self.service.name, stuck,
+                )  # fmt: skip
             self._bound.close()
             self._closed.set()
             _live.discard(self)
-            logger.log(self._log_level, "%s on %s stopped", self.service.name, self.address)
+            self._log(self._log_level, "stopped", "%s on %s stopped", self.service.name, self.address)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -223,11 +229,12 @@ class Server:
         """Descriptors or memory ran out: look away for a while instead of spinning."""
         decision = self._accepting.failed(error.errno, monotonic())
         if decision.log:
-            logger.warning("%s: %s", self.service.name, decision.log)
+            self._log(logging.WARNING, "accept_failed", "%s: %s", self.service.name, decision.log)
         if decision.is_fatal:
             # Nobody new can come, and nobody could take our place while we hold it: stop, so that somebody does.
             self._failure = translate(error, "accept", "stream", self.address)
-            logger.error("%s stops, for it cannot accept any more: %s", self.service.name, self._failure)
+            text = "%s stops, for it cannot accept any more: %s"
+            self._log(logging.ERROR, "accept_broken", text, self.service.name, self._failure)
             self._ending = self.loop.create_task(self.shutdown())
         elif self._accepting.is_resting:
             self.loop.remove_reader(self._bound.sock.fileno())
@@ -264,9 +271,9 @@ class Server:
         """Tell a peer why it is not served; the farewell stays readable after the close."""
         self._connections_refused += 1
         if code == GoawayCode.REFUSED:
-            logger.warning("refused %s: %s", peer.describe(), reason)
+            self._log(logging.WARNING, "refused", "refused %s: %s", peer.describe(), reason, peer=peer)
         elif code != GoawayCode.SHUTDOWN and (line := self.accounts.quotas.log_line(reason, monotonic())) is not None:
-            logger.warning("refused %s: %s", peer.describe(), line)
+            self._log(logging.WARNING, "refused", "refused %s: %s", peer.describe(), line, peer=peer)
         with contextlib.suppress(OSError):
             sock.send(encode_farewell(code, reason), getattr(socket, "MSG_NOSIGNAL", 0))
         peer.close()
@@ -307,7 +314,8 @@ class Server:
         self._taken_by = pid
         self._look_away()
         self._bound.close()
-        logger.info("%s on %s was taken over by pid %d", self.service.name, self.address, pid)
+        text = "%s on %s was taken over by pid %d"
+        self._log(logging.INFO, "taken_over", text, self.service.name, self.address, pid)
         self._ending = self.loop.create_task(self._leave())
 
     async def _leave(self) -> None:
@@ -377,6 +385,29 @@ class Server:
         while (call := self.admission.next()) is not None:
             running: RunningCall = call
             running.calls.start(running)
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` called with each call that has its answer, on the loop; it must be quick."""
+        if observer not in self.observers:
+            self.observers += (observer,)
+
+    def forget_observer(self, observer: Observer) -> None:
+        """Call it no more."""
+        self.observers = tuple(each for each in self.observers if each != observer)
+
+    def tell(self, call: FinishedCall) -> None:
+        """Tell the observers of a call; one that raises is told of no more calls."""
+        for observer in self.observers:
+            try:
+                observer(call)
+            except Exception:
+                self.forget_observer(observer)
+                extra = event("observer_failed", service=self.service.name, address=self.address)
+                logger.exception("%s: an observer failed and is told nothing more", self.service.name, extra=extra)
+
+    def _log(self, level: int, name: str, message: str, *args: object, peer: Peer | None = None) -> None:
+        fields = event(name, peer, service=self.service.name, address=self.address)
+        logger.log(level, message, *args, extra=fields)
 
     def count_answer(self, method: str) -> None:
         """Count a call that was answered with its result."""

@@ -83,7 +83,14 @@ class Service(ServiceBase):
         name: The service's name, also its address unless another is given.
         version: The service's own version, for `describe`.
         doc: What it does, for `describe`.
+
+    Attributes:
+        topics: The topics that `topic` declared, by the name of their method.
     """
+
+    def __init__(self, name: str, *, version: str = "", doc: str = "") -> None:
+        super().__init__(name, version=version, doc=doc)
+        self.topics: dict[str, Topic[Any]] = {}
 
     def topic(self, name: str, topic: Topic[Any], /, *, allow: Peers | None = None) -> None:
         """Declare a method that streams a topic to whoever calls it, each item as `Published`.
@@ -103,6 +110,7 @@ class Service(ServiceBase):
             ValueError: The name is not usable or taken.
         """
         self.method(name=name, allow=allow)(topic_handler(topic))
+        self.topics[name] = topic
 
     def serve(
         self,
@@ -129,6 +137,7 @@ class Service(ServiceBase):
         ping_timeout: float = DEFAULT_PING_TIMEOUT,
         takeover: bool = False,
         offer_takeover: bool = True,
+        access_log: bool = False,
     ) -> Serving:
         """Serve in the running event loop.
 
@@ -163,6 +172,7 @@ class Service(ServiceBase):
                 what it runs and stops; the file stays as it is. Where none runs, this starts as ever.
             offer_takeover: Whether a successor may do so with this server, through a socket beside its own
                 (`ADDRESS.control`).
+            access_log: Whether each finished call is logged, at level info on the logger `hostline.access`.
 
         Raises:
             ValueError: A number is out of range.
@@ -174,7 +184,7 @@ class Service(ServiceBase):
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
             max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
             max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
-            ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+            ping_timeout=ping_timeout, offer_takeover=offer_takeover, access_log=access_log,
         )  # fmt: skip
         wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
         return self._serving(wanted, settings, allow, takeover)
@@ -225,6 +235,7 @@ class Service(ServiceBase):
         ping_timeout: float = DEFAULT_PING_TIMEOUT,
         takeover: bool = False,
         offer_takeover: bool = True,
+        access_log: bool = False,
         workers: int = 1,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         on_start: Callable[[Server], None] | None = None,
@@ -256,6 +267,7 @@ class Service(ServiceBase):
             ping_timeout: See `serve`.
             takeover: See `serve`.
             offer_takeover: See `serve`.
+            access_log: See `serve`.
             workers: Processes that serve, forked before any of them has a loop; each has the bounds above for itself.
                 SIGHUP replaces them by new ones without refusing anybody. 1 serves in this process.
             loop_factory: Makes the event loop, such as `uvloop.new_event_loop`.
@@ -274,7 +286,7 @@ class Service(ServiceBase):
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
             max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
             max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
-            ping_timeout=ping_timeout, offer_takeover=offer_takeover,
+            ping_timeout=ping_timeout, offer_takeover=offer_takeover, access_log=access_log,
         )  # fmt: skip
         wanted = Wanted(self._address(address), "stream", mode, owner, group, backlog)
         if workers == 1:

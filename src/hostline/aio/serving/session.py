@@ -34,6 +34,7 @@ from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
+from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, unread_by_peer
 from hostline.unix.passing.descriptors import Fd, close_all
@@ -488,13 +489,17 @@ class Session:
 
     def violate(self, error: RemoteProtocolError) -> None:
         """Cut off a peer that broke the protocol, telling it how."""
-        logger.warning("%s broke the protocol: %s", self.peer.describe(), error)
+        self._log("protocol_violation", "%s broke the protocol: %s", error)
         self._say_last(GoawayCode.PROTOCOL, str(error))
 
     def time_out(self, reason: str) -> None:
         """Cut off a peer whose time is over, telling it which."""
-        logger.warning("%s was cut off: %s", self.peer.describe(), reason)
+        self._log("cut_off", "%s was cut off: %s", reason)
         self._say_last(GoawayCode.TIMEOUT, reason)
+
+    def _log(self, name: str, message: str, reason: object) -> None:
+        fields = event(name, self.peer, service=self._server.service.name, address=self._server.address)
+        logger.warning(message, self.peer.describe(), reason, extra=fields)
 
     def _say_last(self, code: str, reason: str) -> None:
         """Send a farewell if it fits into the socket's buffer, then close."""

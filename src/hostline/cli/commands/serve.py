@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hostline.cli.exits import CommandError, ExitCode, checked_values
+from hostline.cli.exits import CommandError, ExitCode, UsageError, checked_values
 from hostline.cli.options import Group, Mode, Owner, account, parse_mode, time_limit
 from hostline.cli.terminal import escape
 from hostline.limits import (
@@ -25,10 +25,13 @@ from hostline.limits import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
     MAX_DESCRIPTORS_PER_UID,
+    METRICS_TAKEOVER_WAIT,
 )
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+
+    from hostline.aio.serving.server import Server
 
 __all__ = ["EXAMPLES", "serve"]
 
@@ -40,6 +43,7 @@ Examples:
   hostline serve ./payments.py:payments --takeover       the new version, in place of the one that runs
   hostline serve ./payments.py:payments --workers 4      kill -HUP brings new code
   hostline serve shop.orders:orders --address fd:3       on a socket that systemd opened
+  hostline serve payments:payments --log-format json --access-log --metrics /run/shop/metrics.sock
 """
 
 
@@ -48,6 +52,13 @@ class LoopKind(enum.StrEnum):
 
     ASYNCIO = "asyncio"
     UVLOOP = "uvloop"
+
+
+class LogFormat(enum.StrEnum):
+    """How a record is written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class LogLevel(enum.StrEnum):
@@ -167,6 +178,30 @@ _NoOffer = Annotated[
     bool, typer.Option("--no-offer", help="Do not let a successor take the socket over; no ADDRESS.control is made.")
 ]
 _LogLevel = Annotated[LogLevel, typer.Option("--log-level", help="What is logged, to standard error.")]
+_LogFormat = Annotated[LogFormat, typer.Option("--log-format", help="Sentences, or one JSON object a line.")]
+_AccessLog = Annotated[bool, typer.Option("--access-log", help="Log each finished call, at level info.")]
+_Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="ADDRESS",
+        help="Serve metrics for Prometheus over HTTP, on a Unix socket or at 127.0.0.1:PORT.",
+        show_default=False,
+    ),
+]
+_MetricsMode = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-mode",
+        metavar="OCTAL",
+        help="Permission bits of the metrics' socket file.",
+        show_default="0600",
+    ),
+]
+_MetricsGroup = Annotated[
+    str | None,
+    typer.Option("--metrics-group", metavar="GROUP", help="Group of the metrics' socket file.", show_default=False),
+]
 
 
 def serve(
@@ -195,6 +230,11 @@ def serve(
     workers: _Workers = 1,
     loop: _Loop = LoopKind.ASYNCIO,
     log_level: _LogLevel = LogLevel.INFO,
+    log_format: _LogFormat = LogFormat.TEXT,
+    access_log: _AccessLog = False,
+    metrics: _Metrics = None,
+    metrics_mode: _MetricsMode = None,
+    metrics_group: _MetricsGroup = None,
 ) -> None:
     """Serve a service that a Python module declares.
 
@@ -212,10 +252,11 @@ def serve(
     with checked_values():
         check_workers(workers)
     loop_factory = _loop_factory(loop)
-    _start_logging(log_level)
+    _start_logging(log_level, log_format)
+    watched = _Watched(metrics, metrics_mode, metrics_group, takeover)
     if workers == 1:
         service = load_service(target)
-        with checked_values():
+        with checked_values(), watched:
             service.run(
                 address,
                 mode=permissions,
@@ -238,7 +279,9 @@ def serve(
                 ping_timeout=ping_timeout,
                 takeover=takeover,
                 offer_takeover=not no_offer,
+                access_log=access_log,
                 loop_factory=loop_factory,
+                on_start=watched.start,
             )
         return
     if takeover:
@@ -257,13 +300,16 @@ def serve(
             max_connections_per_uid=max_connections_per_uid, max_connection_rate_per_uid=max_connection_rate_per_uid,
             max_calls_per_uid=max_calls_per_uid, max_buffered_per_uid=max_buffered_per_uid,
             max_descriptors_per_uid=max_descriptors_per_uid, idle_timeout=idle_timeout, ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
+            ping_timeout=ping_timeout, access_log=access_log,
         )  # fmt: skip
         where = parse_address(name if address is None else address)
         wanted = Wanted(where, "stream", permissions, account(owner), account(group), backlog)
-        run_in_workers(
-            name, lambda: loaded_here(target), wanted, count=workers, settings=settings, loop_factory=loop_factory
-        )
+        with watched:
+            watched.listen()
+            run_in_workers(
+                name, lambda: loaded_here(target), wanted, count=workers, settings=settings,
+                loop_factory=loop_factory, on_start=watched.start,
+            )  # fmt: skip
 
 
 def _loop_factory(kind: LoopKind) -> Callable[[], AbstractEventLoop] | None:
@@ -278,10 +324,56 @@ def _loop_factory(kind: LoopKind) -> Callable[[], AbstractEventLoop] | None:
     return factory  # type: ignore[no-any-return]
 
 
-def _start_logging(level: LogLevel) -> None:
+class _Watched:
+    """The metrics of what is served, if they are asked for."""
+
+    def __init__(self, address: str | None, mode: str | None, group: str | None, takeover: bool) -> None:
+        self._address = address
+        self._options = {"mode": None if mode is None else parse_mode(mode), "group": account(group)}
+        self._wait = METRICS_TAKEOVER_WAIT if takeover else 0.0
+        self._bridge: Any = None
+        self._listener: Any = None
+        self._exposition: Any = None
+        if address is None:
+            if mode is not None or group is not None:
+                raise UsageError("--metrics-mode and --metrics-group are for the socket of --metrics ADDRESS")
+            return
+        try:
+            from hostline.bridges import prometheus
+        except ModuleNotFoundError as error:
+            raise CommandError(str(error)) from None
+        self._bridge = prometheus
+
+    def listen(self) -> None:
+        """Listen before workers are forked, which then share the socket."""
+        if self._bridge is not None:
+            self._listener = self._bridge.listen(self._address, **self._options)
+
+    def start(self, server: Server) -> None:
+        """Serve the metrics of a server that has begun to accept."""
+        if self._listener is not None:
+            self._exposition = self._bridge.serve_metrics(server, self._listener.share)
+        elif self._bridge is not None:
+            self._exposition = self._bridge.serve_metrics(server, self._address, wait=self._wait, **self._options)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        for each in (self._exposition, self._listener):
+            if each is not None:
+                each.close()
+
+
+def _start_logging(level: LogLevel, form: LogFormat) -> None:
     """Log to standard error, unless the module that is served has its own mind (it is imported afterwards)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if form is LogFormat.JSON:
+        from hostline.bridges.json_log import JSONFormatter
+
+        handler.setFormatter(JSONFormatter())
+    else:
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=level.value.upper())
 
 

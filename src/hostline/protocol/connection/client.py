@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from hostline.errors import InvalidArgumentError, LocalProtocolError, MethodNotFoundError, RemoteProtocolError
@@ -181,6 +181,7 @@ class ClientConnection(Connection):
         time_left: float | None,
         ticket: Any,
         has_items: bool = False,
+        context: Mapping[str, str] | None = None,
     ) -> tuple[int, bytearray]:
         """Begin a call.
 
@@ -191,6 +192,7 @@ class ClientConnection(Connection):
             time_left: Seconds until the caller stops waiting, or None.
             ticket: Anything but None; it comes back with the answer, and with each item of a result that is a stream.
             has_items: Whether an argument is a stream, whose items follow; None stands at its place.
+            context: Texts for the server's tracing; not sent to one that does not know them.
 
         Returns:
             The call's id and the frame to send.
@@ -207,9 +209,13 @@ class ClientConnection(Connection):
             raise MethodNotFoundError(self._unknown(method))
         if "deadline" not in self._features:
             time_left = None  # this server does not know the flag: the caller's own clock is all there is
+        if context is not None and "context" not in self._features:
+            context = None
         call_id = self._next_id()
         attach = self._attach() if method in self._taking else None
-        frame = encode_call(call_id, number, args, keywords, time_left, self._peer_max_frame_size, has_items, attach)
+        frame = encode_call(
+            call_id, number, args, keywords, time_left, self._peer_max_frame_size, has_items, attach, context
+        )
         self.in_flight[call_id] = ticket
         if method in self._streaming:
             self._windows[call_id] = Window()

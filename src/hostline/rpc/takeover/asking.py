@@ -19,6 +19,7 @@ from hostline.errors import AddressInUseError, AddressNotFoundError, HostlineErr
 from hostline.limits import TAKEOVER_PAUSE, TAKEOVER_RETRY, TAKEOVER_TIMEOUT
 from hostline.protocol.takeover import VERSION, Ask, Code, Give, Ready, Refused, Taker, TakerState
 from hostline.rpc.takeover.talk import Talk
+from hostline.rpc.watching.fields import event
 from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType
 from hostline.unix.credentials import Peers
 from hostline.unix.handing import Successor, has_ended, own
@@ -124,7 +125,12 @@ def taking_over(
             finally:
                 asking.close()
         else:
-            logger.info("%s on %s: an inherited socket outlives its servers; nothing is taken over", service, address)
+            logger.info(
+                "%s on %s: an inherited socket outlives its servers; nothing is taken over",
+                service,
+                address,
+                extra=event("takeover_needless", service=service, address=str(address)),
+            )
         try:
             bound = wanted.listen()
         except AddressInUseError as error:
@@ -140,7 +146,12 @@ def taking_over(
         except BaseException:
             bound.close()
             raise
-        logger.info("%s on %s: nobody was there to be taken over", service, address)
+        logger.info(
+            "%s on %s: nobody was there to be taken over",
+            service,
+            address,
+            extra=event("takeover_needless", service=service, address=str(address)),
+        )
         return result
 
 
@@ -206,7 +217,9 @@ class _Asking(Generic[T]):
             return self._refused()
         own(self._bound, backlog=wanted.backlog, max_fds=wanted.max_fds, credentials=wanted.credentials)
         self._bound = None
-        logger.info("%s on %s: taken over from pid %d", self._service, self._address, self._talk.peer.pid or give.pid)
+        pid = self._talk.peer.pid or give.pid
+        extra = event("took_over", service=self._service, address=str(self._address), peer_pid=pid)
+        logger.info("%s on %s: taken over from pid %d", self._service, self._address, pid, extra=extra)
         return True
 
     def _connect(self, successor: Successor) -> Generator[Wait, None, Talk | None]:
@@ -221,7 +234,13 @@ class _Asking(Generic[T]):
                 continue
             except PermissionError as error:
                 # Somebody else's: what serves here is theirs too, or they only took the name. Listening will tell.
-                logger.warning("%s: %s offers nothing to this user: %s", self._service, self._address, error)
+                logger.warning(
+                    "%s: %s offers nothing to this user: %s",
+                    self._service,
+                    self._address,
+                    error,
+                    extra=event("takeover_refused", service=self._service, address=str(self._address)),
+                )
                 return None
             if connected is None:
                 return None
@@ -231,7 +250,13 @@ class _Asking(Generic[T]):
                 return Talk(sock, peer, is_taker=True)
             peer.close()
             sock.close()
-            logger.warning("%s: what is offered at %s is not taken: %s", self._service, self._address, refusal)
+            logger.warning(
+                "%s: what is offered at %s is not taken: %s",
+                self._service,
+                self._address,
+                refusal,
+                extra=event("takeover_refused", peer, service=self._service, address=str(self._address)),
+            )
             return None
 
     def _watch(self, talk: Talk) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import selectors
 import weakref
-from typing import Final
+from typing import Any, Final
 
 from hostline.clock import monotonic
 from hostline.errors import HostlineError
@@ -18,6 +18,7 @@ from hostline.limits import MAX_SUCCESSORS
 from hostline.protocol.serving.accepting import Accepting
 from hostline.protocol.takeover import VERSION, Code, Give, Giver, GiverStep, Message, Refused, Released
 from hostline.rpc.takeover.talk import Talk
+from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peers
 from hostline.unix.handing import control_socket
 from hostline.unix.listening import Bound
@@ -88,7 +89,13 @@ class Offer:
         except (HostlineError, OSError, ValueError) as error:
             if control is not None:
                 control.close()
-            logger.warning("%s on %s cannot be taken over by a successor: %s", service, bound.address, error)
+            logger.warning(
+                "%s on %s cannot be taken over by a successor: %s",
+                service,
+                bound.address,
+                error,
+                extra=event("offer_failed", service=service, address=str(bound.address)),
+            )
             return None
 
     def fileno(self) -> int:
@@ -142,9 +149,15 @@ class Offer:
         """Look away for a while where descriptors ran out; offer no more where the control socket was shut down."""
         decision = self._accepting.failed(error.errno, now)
         if decision.log:
-            logger.warning("%s: %s", self._service, decision.log)
+            logger.warning("%s: %s", self._service, decision.log, extra=self._event("accept_failed"))
         if decision.is_fatal:
-            logger.warning("%s on %s cannot be taken over any more: %s", self._service, self._bound.address, error)
+            logger.warning(
+                "%s on %s cannot be taken over any more: %s",
+                self._service,
+                self._bound.address,
+                error,
+                extra=self._event("offer_failed"),
+            )
             self._close_control()
         elif self._accepting.is_resting and self._control is not None:
             self._selector.unregister(self._control.sock)
@@ -195,7 +208,13 @@ class Offer:
         owned = bound.owned()
         device, inode = owned.identity if owned else (0, 0)
         fds = [bound.sock.fileno()] + ([owned.lock_fd] if owned else [])
-        logger.info("%s on %s: pid %d takes over", self._service, bound.address, visit.pid)
+        logger.info(
+            "%s on %s: pid %d takes over",
+            self._service,
+            bound.address,
+            visit.pid,
+            extra=self._event("takeover_begins", visit.pid),
+        )
         visit.talk.send(Give(VERSION, os.getpid(), str(bound.address), device, inode), fds)
 
     def _release(self, visit: _Visit) -> None:
@@ -213,17 +232,34 @@ class Offer:
         self.close()
 
     def _refuse(self, visit: _Visit, refusal: Refused) -> None:
-        logger.warning("%s refused pid %d as its successor: %s", self._service, visit.pid, printable(refusal.reason))
+        logger.warning(
+            "%s refused pid %d as its successor: %s",
+            self._service,
+            visit.pid,
+            printable(refusal.reason),
+            extra=self._event("takeover_refused", visit.pid),
+        )
         try:
             visit.talk.send(refusal)
         except HostlineError:
             pass  # it is gone
         self._end(visit)
 
+    def _event(self, name: str, pid: int | None = None) -> dict[str, object]:
+        told: dict[str, Any] = {} if pid is None else {"peer_pid": pid}
+        return event(name, service=self._service, address=str(self._bound.address), **told)
+
     def _forget(self, visit: _Visit, reason: str) -> None:
         if visit.giver.has_given:
             name, address = self._service, self._bound.address
-            logger.warning("%s on %s goes on, for pid %d did not take over: %s", name, address, visit.pid, reason)
+            logger.warning(
+                "%s on %s goes on, for pid %d did not take over: %s",
+                name,
+                address,
+                visit.pid,
+                reason,
+                extra=self._event("takeover_failed", visit.pid),
+            )
         self._end(visit)
 
     def _end(self, visit: _Visit) -> None:
@@ -237,7 +273,12 @@ class Offer:
         try:
             self._control = control_socket(self._bound)
         except (HostlineError, OSError) as error:
-            logger.warning("%s cannot be taken over by a successor any more: %s", self._service, error)
+            logger.warning(
+                "%s cannot be taken over by a successor any more: %s",
+                self._service,
+                error,
+                extra=self._event("offer_failed"),
+            )
             return
         if self._control is not None:
             self._selector.register(self._control.sock, selectors.EVENT_READ)

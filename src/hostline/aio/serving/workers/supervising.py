@@ -29,6 +29,7 @@ from hostline.clock import monotonic, poll_milliseconds
 from hostline.errors import LocalProtocolError, WorkersFailedError
 from hostline.limits import DEFAULT_BACKLOG, MAX_WORKERS
 from hostline.protocol.serving.supervision import Command, Order, Supervision
+from hostline.rpc.watching.fields import event
 from hostline.unix.listening import Bound
 from hostline.unix.sockets import accept_peer
 from hostline.wire.codec import GoawayCode, encode_farewell
@@ -113,14 +114,24 @@ class Supervisor:
                 self._wait()
         if self._decisions.failure is not None:
             raise WorkersFailedError(self._name, self._decisions.failure)
-        logger.info("%s on %s stopped", self._name, self.bound.address.text)
+        logger.info("%s on %s stopped", self._name, self.bound.address.text, extra=self._event("stopped"))
+
+    def _event(self, name: str, pid: int | None = None, reason: str | None = None) -> dict[str, object]:
+        facts = {"worker_pid": pid, "reason": reason}
+        told: dict[str, Any] = {key: value for key, value in facts.items() if value is not None}
+        return event(name, service=self._name, address=self.bound.address.text, **told)
 
     def _obey(self, command: Command) -> None:
         if command.order is Order.START:
             self._start(command.seat, command.restarts)
         else:
             if command.order is Order.KILL:
-                logger.warning("%s: worker %d did not stop and is killed", self._name, command.pid)
+                logger.warning(
+                    "%s: worker %d did not stop and is killed",
+                    self._name,
+                    command.pid,
+                    extra=self._event("worker_killed", command.pid),
+                )
             with contextlib.suppress(ProcessLookupError):  # somebody in this process waited for every child
                 os.kill(command.pid, signal.SIGKILL if command.order is Order.KILL else signal.SIGTERM)
 
@@ -140,12 +151,23 @@ class Supervisor:
             self._reap(pid)
 
     def _on_ready(self, pid: int) -> None:
-        logger.info("%s: worker %d is ready", self._name, pid)
+        logger.info("%s: worker %d is ready", self._name, pid, extra=self._event("worker_ready", pid))
         if self._decisions.ready(pid, monotonic()):
-            logger.info("%s: %d new workers are ready, the old ones stop", self._name, self._count)
+            logger.info(
+                "%s: %d new workers are ready, the old ones stop",
+                self._name,
+                self._count,
+                extra=self._event("reloaded"),
+            )
         if not self._has_announced and self._decisions.ready_count == self._count:
             self._has_announced = True
-            logger.info("serving %s on %s with %d workers", self._name, self.bound.address.text, self._count)
+            logger.info(
+                "serving %s on %s with %d workers",
+                self._name,
+                self.bound.address.text,
+                self._count,
+                extra=self._event("serving"),
+            )
 
     def _reap(self, pid: int) -> None:
         """Take note of a worker's end, if it has ended."""
@@ -166,13 +188,15 @@ class Supervisor:
             pause = math.inf
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         if pause < math.inf:
-            logger.error("%s: worker %d %s; another starts in %.1f seconds", self._name, pid, how, pause)
+            text = "%s: worker %d %s; another starts in %.1f seconds"
+            logger.error(text, self._name, pid, how, pause, extra=self._event("worker_failed", pid, how))
         elif was_reloading and not self._decisions.is_reloading:
-            logger.error("%s: new worker %d %s; the reload is given up, the old ones go on", self._name, pid, how)
+            text = "%s: new worker %d %s; the reload is given up, the old ones go on"
+            logger.error(text, self._name, pid, how, extra=self._event("reload_failed", pid, how))
         elif code not in (0, -signal.SIGTERM):  # told to stop before it had heard of anything, it ends by SIGTERM
-            logger.error("%s: worker %d %s", self._name, pid, how)
+            logger.error("%s: worker %d %s", self._name, pid, how, extra=self._event("worker_failed", pid, how))
         else:
-            logger.info("%s: worker %d has stopped", self._name, pid)
+            logger.info("%s: worker %d has stopped", self._name, pid, extra=self._event("worker_stopped", pid))
         if self._decisions.failure is not None:
             self._end_listening()
 
@@ -184,9 +208,11 @@ class Supervisor:
             if not self._ignores_hangup:
                 self._stop()
         elif self._decisions.reload(monotonic()):
-            logger.info("%s: reload: %d new workers start beside the old ones", self._name, self._count)
+            text = "%s: reload: %d new workers start beside the old ones"
+            logger.info(text, self._name, self._count, extra=self._event("reload"))
         elif not self._decisions.is_stopping:
-            logger.info("%s: reload: begins when the last one is done and its old workers are gone", self._name)
+            text = "%s: reload: begins when the last one is done and its old workers are gone"
+            logger.info(text, self._name, extra=self._event("reload_waits"))
 
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
@@ -255,7 +281,7 @@ class Supervisor:
                 self._be_worker(row, started_at, restarts, mask)
         except OSError as error:
             self._free_rows.append(row)
-            logger.error("%s: a worker cannot be forked: %s", self._name, error)
+            logger.error("%s: a worker cannot be forked: %s", self._name, error, extra=self._event("fork_failed"))
             self._decisions.not_started(seat, monotonic())
         else:
             self._rows[pid] = row
@@ -285,7 +311,9 @@ class Supervisor:
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:
-            logger.exception("%s: worker %d failed", self._name, os.getpid())
+            logger.exception(
+                "%s: worker %d failed", self._name, os.getpid(), extra=self._event("worker_failed", os.getpid())
+            )
         finally:
             _leave(code)
 

@@ -20,6 +20,7 @@ from hostline.protocol.serving.accepting import leaves_to_others
 from hostline.rpc.builtin import Stats
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
+from hostline.rpc.watching.fields import event
 from hostline.unix.address import InheritedAddress
 from hostline.unix.credentials import Peers
 from hostline.unix.listening import Bound
@@ -139,7 +140,12 @@ class WorkerServer(Server):
 
     def _on_supervisor_gone(self) -> None:
         self.loop.remove_reader(self._lifeline)
-        logger.error("the supervisor of %s is gone: worker %d stops", self.service.name, os.getpid())
+        logger.error(
+            "the supervisor of %s is gone: worker %d stops",
+            self.service.name,
+            os.getpid(),
+            extra=event("supervisor_gone", service=self.service.name, address=self.address, worker_pid=os.getpid()),
+        )
         # Nobody else answers those who wait in the backlog now.
         self._bound.is_inherited = isinstance(self._bound.address, InheritedAddress)
         self._ending = self.loop.create_task(self.shutdown())
