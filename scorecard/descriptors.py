@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import logging
 import os
 import resource
 import socket
 import struct
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import hostline
 from hostline.unix.options import disallow_fds
 from scorecard.ground import Caller, Ground, charges, p99, ratio
 from scorecard.rows import Verdict, row
+from scorecard.service import add_methods
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, Fork
 from tests.serving import RawClient, ServerThread, descriptor_count
-from tests.test_descriptors import World
 from tests.test_hostile import HELLO, call
 
 # The most that one message carries in the kernel.
@@ -162,31 +163,39 @@ def unasked(ground: Ground) -> Verdict:
 # --- R4 ------------------------------------------------------------------------------------------------
 
 
-def serve_hoarders(path: str, hoarders: int, calls: int, descriptors: int) -> dict[str, Any]:
-    """As another user, for root may have any number on their way: serve those who never read, and one who does."""
+def serve_until_told(directory: str, descriptors: int) -> None:
+    """As another user, for root may have any number on their way: serve until the file `stop` is there."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    world = World()
-    errors: list[str] = []
-    fine = 0
-    with ServerThread(world.service, path) as server:
-        greedy = [RawClient(path) for _ in range(hoarders)]
-        for call_id in range(1, 9):
-            for client in greedy:
-                client.call(call_id, "open_file", "/etc/passwd")
-        with hostline.connect(path) as line:
-            for _ in range(calls):
-                try:
-                    with line.call("open_file", "/etc/passwd", returns=hostline.Fd, timeout=10):
-                        fine += 1
-                except hostline.HostlineError as error:
-                    errors.append(str(error))
+    service = hostline.Service("memory")
+    add_methods(service, with_descriptors=True)
+    logging.disable(logging.CRITICAL)
+    with ServerThread(service, f"{directory}/s"):
+        while not os.path.exists(f"{directory}/stop"):
+            time.sleep(0.01)
+
+
+def hoard_and_call(directory: str, hoarders: int, for_each: int, calls: int) -> dict[str, Any]:
+    """Ask for descriptors on many connections that are never read, and on one that is."""
+    path = f"{directory}/s"
+    wait_until(lambda: os.path.exists(path), 15)
+    fine, errors = 0, collections.Counter[str]()
+    greedy = [RawClient(path) for _ in range(hoarders)]
+    for call_id in range(1, for_each + 1):
         for client in greedy:
-            client.close()
-        with hostline.connect(path, max_size=1) as line:
-            wait_until(lambda: not any(charges(line).values()), 10)
-            charged = charges(line)
-        server.wait_idle()
-    return {"fine": fine, "errors": errors[:3], "charged": charged}
+            client.call(call_id, "memory", 100)
+    with hostline.connect(path, max_size=1) as line:
+        for _ in range(calls):
+            try:
+                with line.call("memory", 100, returns=hostline.Fd, timeout=10):
+                    fine += 1
+            except hostline.HostlineError as error:
+                errors[type(error).__name__] += 1
+    for client in greedy:
+        client.close()
+    with hostline.connect(path, max_size=1) as line:
+        wait_until(lambda: not any(charges(line).values()), 10)
+        charged = charges(line)
+    return {"fine": fine, "errors": dict(errors), "charged": charged}
 
 
 def fill_naively(descriptors: int) -> dict[str, Any]:
@@ -222,24 +231,27 @@ def fill_naively(descriptors: int) -> dict[str, Any]:
     "Descriptors that nobody takes",
     "as nobody with 256 descriptors: 64 clients ask for descriptors and never read; a bystander gets 1,000 of 1,000. Control:"
     " a sender without a bound must be refused by the kernel, the bystander with it",
-    ci={"hoarders": 64, "calls": 1000, "descriptors": 256},
-    full={"hoarders": 64, "calls": 20_000, "descriptors": 256},
+    ci={"hoarders": 64, "for_each": 8, "calls": 1000, "descriptors": 256},
+    full={"hoarders": 64, "for_each": 8, "calls": 20_000, "descriptors": 256},
 )
 def hoarded(ground: Ground) -> Verdict:
     ground.need_root("root may have any number of descriptors on their way, so the server runs as nobody")
+    size = ground.size
     place = ground.directory / "n"
     place.mkdir()
     os.chown(place, NOBODY, NOBODY)
-    arguments = ground.size["hoarders"], ground.size["calls"], ground.size["descriptors"]
-    with Fork(NOBODY, serve_hoarders, str(Path(place) / "s"), *arguments) as fork:
-        found = fork.result(3600)
-    with Fork(NOBODY, fill_naively, ground.size["descriptors"]) as fork:
+    with Fork(NOBODY, serve_until_told, str(place), size["descriptors"]) as server:
+        with Fork(NOBODY, hoard_and_call, str(place), size["hoarders"], size["for_each"], size["calls"]) as clients:
+            found = clients.result(3600)
+        (place / "stop").touch()
+        server.result(60)
+    with Fork(NOBODY, fill_naively, size["descriptors"]) as fork:
         control = fork.result(60)
     ground.servers += 1
-    ground.charge(**found["charged"])
+    ground.charge(**found.pop("charged"))
     return Verdict(
-        {"hoarders": ground.size["hoarders"], "calls": ground.size["calls"], "fine": found["fine"], "errors": found["errors"]},
-        {"the bystander got every one": found["fine"] == ground.size["calls"]},
+        {**size, **found},
+        {"the bystander got every one": found["fine"] == size["calls"]},
         control,
         not control["a_bystander_is_served"],
     )

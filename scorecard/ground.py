@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -18,7 +19,7 @@ from typing import Any
 import hostline
 from scorecard.rows import Skipped
 from tests.leaks import Snapshot, wait_until
-from tests.serving import ServerProcess, descriptor_count
+from tests.serving import ServerProcess, descriptor_count, loop_factory_named, loop_names
 
 MIB = 1 << 20
 
@@ -48,11 +49,16 @@ class Ground:
         self.given_back: dict[str, int] = {}
         self.left: list[str] = []
         self.servers = 0
+        warm_up_loops()
         self._before = Snapshot.take()
+
+    @property
+    def is_root(self) -> bool:
+        return os.geteuid() == 0
 
     def need_root(self, why: str) -> None:
         """Skip the row without root."""
-        if os.geteuid() != 0:
+        if not self.is_root:
             raise Skipped(f"needs root: {why}")
 
     def charge(self, **left: int) -> None:
@@ -97,6 +103,13 @@ class Ground:
         self.left += found
         for kind, name in (("descriptor", "descriptors"), ("thread", "threads"), ("child", "children")):
             self.charge(**{f"{name}_left": sum(line.startswith(kind) for line in found)})
+
+
+def warm_up_loops() -> None:
+    """Make what a loop makes once in a process and keeps: libuv has a pipe for signals."""
+    for name in loop_names():
+        with contextlib.suppress(ImportError), asyncio.Runner(loop_factory=loop_factory_named(name)) as runner:
+            runner.run(asyncio.sleep(0))
 
 
 def charges(line: Any) -> dict[str, int]:

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--loop", default="asyncio")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--connections", type=int, default=4096)
+    parser.add_argument("--backlog", type=int)
     parser.add_argument("--nofile", type=int, help="the limit of open descriptors")
     parser.add_argument("--with-descriptors", action="store_true")
     parser.add_argument("--older-kernel", action="store_true", help="as if the kernel could not refuse descriptors")
@@ -75,6 +76,7 @@ def main() -> None:
     add_methods(service, with_descriptors=options.with_descriptors)
     service.run(
         options.address,
+        backlog=options.backlog,
         concurrency=options.concurrency,
         max_connections=options.connections,
         max_connections_per_uid=options.connections,
