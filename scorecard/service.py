@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import logging
 import os
 import resource
@@ -22,9 +23,11 @@ from tests.service_program import make_service, void
 def add_methods(service: hostline.Service, *, with_descriptors: bool) -> None:
     """Enter what tests/service_program.py has not."""
 
-    @service.method(inline=True)
-    def echo(value: Any) -> Any:
-        return value
+    if "echo" not in service.methods:
+
+        @service.method(inline=True)
+        def echo(value: Any) -> Any:
+            return value
 
     @service.method
     async def later(number: int, seconds: float) -> int:
@@ -38,8 +41,12 @@ def add_methods(service: hostline.Service, *, with_descriptors: bool) -> None:
     if with_descriptors:
 
         @service.method
-        def total(data: Buffer) -> int:
-            return sum(memoryview(data)[::4096])
+        def digest(data: Buffer) -> str:
+            return hashlib.sha256(data).hexdigest()
+
+        @service.method
+        async def hold_buffer(data: Buffer) -> None:
+            await asyncio.sleep(60)
 
         @service.method
         def memory(size: int) -> Fd:
