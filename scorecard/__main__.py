@@ -20,10 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scorecard", description="Measure what hostline promises, row by row.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="R5, R9, ...; all when left out")
     parser.add_argument("--full", action="store_true", help="the sizes of the table instead of those for CI; hours")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="of servers and asyncio clients")
+    parser.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], default="asyncio", help="of servers and asyncio clients"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the lines to this file")
     parser.add_argument("--list", action="store_true", help="list the rows and their criteria, run nothing")
-    parser.add_argument("--markdown", action="store_true", help="read lines from files (ROW ...) and print tables of them")
+    parser.add_argument(
+        "--markdown", action="store_true", help="read lines from files (ROW ...) and print tables of them"
+    )
     options = parser.parse_args(arguments)
     if options.markdown:
         print(write_tables(options.rows), end="")

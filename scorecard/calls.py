@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from tests.leaks import wait_until
+from tests.serving import AsyncLine, RawClient, ServerProcess, loop_factory_named
+from tests.test_fork import fork_amid_calls
+from tests.test_signals import call_many
 
 import hostline
 from hostline.errors import HostlineError, UnavailableError
 from scorecard.facts import version_of
 from scorecard.ground import Ground, in_threads, p99
 from scorecard.rows import Verdict, row
-from tests.leaks import wait_until
-from tests.serving import AsyncLine, RawClient, ServerProcess, loop_factory_named
-from tests.test_fork import fork_amid_calls
-from tests.test_signals import call_many
 
 # --- R13 -----------------------------------------------------------------------------------------------
 
@@ -40,7 +40,9 @@ def random_value(rng: random.Random, depth: int = 0) -> Any:
     if kind == 2:
         return rng.choice((0.0, -0.0, math.inf, -math.inf, 5e-324, rng.random() * 10.0 ** rng.randrange(-300, 300)))
     if kind == 3:
-        points = (rng.choice((rng.randrange(0x80), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))) for _ in range(20))
+        points = (
+            rng.choice((rng.randrange(0x80), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))) for _ in range(20)
+        )
         return "".join(map(chr, points))[: rng.randrange(21)]
     if kind == 4:
         return rng.randbytes(rng.choice((0, 1, 31, 32, 255, 256, 4000)))
@@ -59,8 +61,8 @@ def seen_by_all(value: Any, lines: list[Any]) -> list[bytes]:
 @row(
     "R13",
     "Both faces agree",
-    "random values that travel there and back through the blocking client, asyncio and uvloop come back as the same bytes"
-    " from all, and as what was sent. Control: one that changes 1 into 1.0 must be seen",
+    "random values that travel there and back through the blocking client, asyncio and uvloop come back as the same"
+    " bytes from all, and as what was sent. Control: one that changes 1 into 1.0 must be seen",
     ci={"values": 2000},
     full={"values": 100_000},
 )
@@ -96,8 +98,8 @@ def faces_agree(ground: Ground) -> Verdict:
 @row(
     "R25",
     "Forks amid calls",
-    "a process forks while six threads are in the middle of calls, and its children call on the same line: every answer on"
-    " either side is the right one",
+    "a process forks while six threads are in the middle of calls, and its children call on the same line: every"
+    " answer on either side is the right one",
     ci={"forks": 120},
     full={"forks": 1000},
 )
@@ -115,8 +117,8 @@ def forks(ground: Ground) -> Verdict:
 @row(
     "R26",
     "A signal every millisecond",
-    "calls under a timer that interrupts every millisecond: none fails and none is answered wrongly. Control: signals must"
-    " have come",
+    "calls under a timer that interrupts every millisecond: none fails and none is answered wrongly, and the signals"
+    " did come",
     ci={"calls": 15_000},
     full={"calls": 100_000},
 )
@@ -193,9 +195,9 @@ def give_up_at_random(address: str, count: int) -> dict[str, Any]:
 @row(
     "R27",
     "Cancelled anywhere",
-    "calls cancelled at random moments, on a loop by cancelling the task and in threads by deadlines: no answer reaches"
-    " another call, nothing is pending afterwards on either side, every place in the pool is free. Control: while calls are"
-    " under way the same look must find them",
+    "calls cancelled at random moments, on a loop by cancelling the task and in threads by deadlines: no answer"
+    " reaches another call, nothing is pending afterwards on either side, every place in the pool is free. Control:"
+    " while calls are under way the same look must find them",
     ci={"cancels": 5000},
     full={"cancels": 100_000},
 )
@@ -233,7 +235,7 @@ async def look_amid_calls(address: str) -> int:
 
 # --- R28 -----------------------------------------------------------------------------------------------
 
-# Milliseconds within which a killed server's calls end, and how many times the machine's own delay they get beside that.
+# Milliseconds within which a killed server's calls end, and how many times the machine's own delay they get beside.
 DEATH = 50.0
 LOAD_ALLOWANCE = 3
 
@@ -296,9 +298,9 @@ def own_delay() -> float:
 @row(
     "R28",
     "The death of a peer",
-    "SIGKILL of the server: pending calls end within 50 ms, and three times as long as this machine is late to wake a sleeping"
-    " process; SIGSTOP: they end by the ping deadline, with the same allowance and half a second. Control: without pings a"
-    " stopped server must not be noticed",
+    "SIGKILL of the server: pending calls end within 50 ms, and three times as long as this machine is late to wake a"
+    " sleeping process; SIGSTOP: they end by the ping deadline, with the same allowance and half a second. Control:"
+    " without pings a stopped server must not be noticed",
     ci={"deaths": 10, "stops": 2},
     full={"deaths": 200, "stops": 20},
 )

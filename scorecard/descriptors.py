@@ -13,15 +13,16 @@ import threading
 import time
 from typing import Any
 
+from tests.leaks import wait_until
+from tests.second_user import NOBODY, Fork
+from tests.serving import RawClient, ServerThread, descriptor_count
+from tests.test_hostile import HELLO, call
+
 import hostline
 from hostline.unix.options import disallow_fds
 from scorecard.ground import Caller, Ground, charges, p99, ratio
 from scorecard.rows import Verdict, row
 from scorecard.service import add_methods
-from tests.leaks import wait_until
-from tests.second_user import NOBODY, Fork
-from tests.serving import RawClient, ServerThread, descriptor_count
-from tests.test_hostile import HELLO, call
 
 # The most that one message carries in the kernel.
 AT_ONCE = 253
@@ -130,9 +131,9 @@ def take_naively(messages: int) -> dict[str, int]:
 @row(
     "R3",
     "Descriptors that nobody asked for",
-    "none stays and no message fills the table, with SO_PASSRIGHTS and without it; where the server takes descriptors the"
-    " offender is cut off at the first; a bystander's p99 is at most twice the unloaded one (2 ms at least). Control: a"
-    " textbook receiver's table must fill",
+    "none stays and no message fills the table, with SO_PASSRIGHTS and without it; where the server takes descriptors"
+    " the offender is cut off at the first; a bystander's p99 is at most twice the unloaded one (2 ms at least)."
+    " Control: a textbook receiver's table must fill",
     ci={"descriptors": 20_000},
     full={"descriptors": 1_000_000},
 )
@@ -229,8 +230,8 @@ def fill_naively(descriptors: int) -> dict[str, Any]:
 @row(
     "R4",
     "Descriptors that nobody takes",
-    "as nobody with 256 descriptors: 64 clients ask for descriptors and never read; a bystander gets 1,000 of 1,000. Control:"
-    " a sender without a bound must be refused by the kernel, the bystander with it",
+    "as nobody with 256 descriptors: 64 clients ask for descriptors and never read; a bystander gets 1,000 of 1,000."
+    " Control: a sender without a bound must be refused by the kernel, the bystander with it",
     ci={"hoarders": 64, "for_each": 8, "calls": 1000, "descriptors": 256},
     full={"hoarders": 64, "for_each": 8, "calls": 20_000, "descriptors": 256},
 )

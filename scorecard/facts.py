@@ -9,8 +9,9 @@ import subprocess
 import time
 from typing import Any
 
-import hostline
 from tests.tree import TREE
+
+import hostline
 
 
 def machine_facts(loop: str) -> dict[str, Any]:

@@ -6,16 +6,22 @@ import socket
 import threading
 from typing import Any
 
-import hostline
-from hostline.unix.loopback.keyfile import KeyFile
-from scorecard.ground import Ground, charges
-from scorecard.rows import Verdict, row
 from tests.leaks import wait_until
 from tests.second_user import NOBODY, run_as
 from tests.serving import ServerThread
 from tests.test_tcp import flood, key_of, knock, read_to_end, service
 
-REQUESTS = (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"SSH-2.0-x\r\n", b"\0" * 200)
+import hostline
+from hostline.unix.loopback.keyfile import KeyFile
+from scorecard.ground import Ground, charges
+from scorecard.rows import Verdict, row
+
+REQUESTS = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+    b"SSH-2.0-x\r\n",
+    b"\0" * 200,
+)
 
 
 def read_key(path: str) -> str:
@@ -41,8 +47,8 @@ def bytes_told_to_strangers(key: KeyFile) -> int:
 @row(
     "R31",
     "Loopback TCP lets in who has the key",
-    "bad handshakes of four kinds: 0 get in, a bystander's calls and new connections all succeed; other protocols read not one"
-    " byte; another user cannot read the key. Control: the same who has the key must get in",
+    "bad handshakes of four kinds: 0 get in, a bystander's calls and new connections all succeed; other protocols"
+    " read not one byte; another user cannot read the key. Control: the same who has the key must get in",
     ci={"handshakes": 20_000},
     full={"handshakes": 1_000_000},
 )

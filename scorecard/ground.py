@@ -1,4 +1,4 @@
-"""What rows stand on: a directory, servers in processes of their own, people who call them, and what they must give back."""
+"""What rows stand on: a directory, servers in processes of their own, those who call them, and what must come back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hostline
-from scorecard.rows import Skipped
 from tests.leaks import Snapshot, wait_until
 from tests.serving import ServerProcess, descriptor_count, loop_factory_named, loop_names
+
+import hostline
+from scorecard.rows import Skipped
 
 MIB = 1 << 20
 
@@ -117,7 +118,12 @@ def charges(line: Any) -> dict[str, int]:
     stats = line.call("hostline.stats", timeout=20)
     own = {"connections": 1, "running": stats["calls"]["running"] and 1}
     found = {"connections": stats["connections"] - 1, "running": stats["calls"]["running"] - own["running"]}
-    found |= {"waiting": stats["calls"]["waiting"], "bytes": 0, "descriptors": 0, "users": max(0, len(stats["users"]) - 1)}
+    found |= {
+        "waiting": stats["calls"]["waiting"],
+        "bytes": 0,
+        "descriptors": 0,
+        "users": max(0, len(stats["users"]) - 1),
+    }
     for user in stats["users"]:
         found["bytes"] += user["bytes"]
         found["descriptors"] += user["descriptors"]
@@ -165,7 +171,9 @@ class Caller:
         is_newcomer: Whether each call is made on a connection of its own.
     """
 
-    def __init__(self, address: str, *, pause: float = 0.002, method: str = "charge", is_newcomer: bool = False) -> None:
+    def __init__(
+        self, address: str, *, pause: float = 0.002, method: str = "charge", is_newcomer: bool = False
+    ) -> None:
         self.address = address
         self.errors: list[str] = []
         self._delays: list[float] = []

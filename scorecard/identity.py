@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import hostline
-from scorecard.ground import Ground, raise_descriptor_limit
-from scorecard.rows import Skipped, Verdict, row
 from tests.second_user import Fork
 from tests.serving import descriptor_count, loop_factory_named, resident_bytes
 from tests.test_hostile import Hostile, connected
+
+import hostline
+from scorecard.ground import Ground, raise_descriptor_limit
+from scorecard.rows import Skipped, Verdict, row
 
 # Most that one connection may cost its server, in bytes of resident memory.
 CONNECTION_COST = 12 << 10
@@ -26,8 +27,8 @@ CONNECTION_COST = 12 << 10
 @row(
     "R1",
     "Many connections at once",
-    "so many live connections, each introduced and its peer known, with 100 calls a second over random ones: 0 errors and"
-    " at most 12 KiB of the server's resident memory for each",
+    "so many live connections, each introduced and its peer known, with 100 calls a second over random ones: 0 errors"
+    " and at most 12 KiB of the server's resident memory for each",
     ci={"connections": 1000, "seconds": 10, "rate": 100},
     full={"connections": 9900, "seconds": 600, "rate": 100},
 )
@@ -150,9 +151,10 @@ def come_and_go(address: str, seed: int, count: int) -> int:
 @row(
     "R2",
     "As many descriptors after as before",
-    "connections that end in four ways, a quarter each: cleanly, by a reset, within a frame, with SIGKILL of their process:"
-    " the server has as many descriptors as before. Control: the count while connections are still open must differ",
-    ci={"connections": 4000},
+    "connections that end in four ways, a quarter each: cleanly, by a reset, within a frame, with SIGKILL of their"
+    " process: the server has as many descriptors as before. Control: the count while connections are still open must"
+    " differ",
+    ci={"connections": 10_000},
     full={"connections": 100_000},
 )
 def descriptors_return(ground: Ground) -> Verdict:

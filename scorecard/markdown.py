@@ -21,7 +21,9 @@ def write_table(lines: list[dict[str, Any]]) -> str:
         if "facts" in line:
             facts = line["facts"]
             text += ", ".join(f"{name} {facts[name]}" for name in FACTS if facts.get(name) is not None) + "\n\n"
-            text += "| Row | Size | Outcome | Measured | Control, which must fail | Seconds |\n|---|---|---|---|---|---|\n"
+            text += (
+                "| Row | Size | Outcome | Measured | Control, which must fail | Seconds |\n|---|---|---|---|---|---|\n"
+            )
         else:
             cells = [
                 f"{line['row']} {line['title']}",

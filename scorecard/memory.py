@@ -15,6 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.leaks import wait_until
+from tests.second_user import Fork, run_as
+from tests.serving import RawClient, ServerThread, resident_bytes
+from tests.test_buffers import CASES, memory, send_buffer, some_bytes
+from tests.test_hostile import Hostile
+from tests.test_quotas import ATTACKS, GREEDY, MODEST, SETTINGS, Greedy, costly_service
+
 import hostline
 from hostline.errors import DescriptorError
 from hostline.unix.passing.memory import map_sealed
@@ -22,12 +29,6 @@ from hostline.wire.frame import Frame, Kind, encode_frame
 from scorecard.ground import MIB, Ground, charges, forget_peak, p99, peak_bytes, ratio
 from scorecard.rows import Verdict, row
 from scorecard.service import add_methods
-from tests.leaks import wait_until
-from tests.second_user import Fork, run_as
-from tests.serving import RawClient, ServerThread, resident_bytes
-from tests.test_buffers import CASES, memory, send_buffer, some_bytes
-from tests.test_hostile import Hostile
-from tests.test_quotas import ATTACKS, GREEDY, MODEST, SETTINGS, Greedy, costly_service
 
 # Most that all the bombs together may make the server grow, and what its control group allows it.
 GROWTH = 32 * MIB
@@ -44,7 +45,13 @@ class Headers(Hostile):
 
     def __init__(self, address: str, seed: int) -> None:
         super().__init__(address, seed)
-        self.acts = [self.oversize, self.half_a_frame, self.announce_descriptors, self.garbage_after_hello, self.half_a_header]
+        self.acts = [
+            self.oversize,
+            self.half_a_frame,
+            self.announce_descriptors,
+            self.garbage_after_hello,
+            self.half_a_header,
+        ]
 
 
 def send_headers(address: str, seed: int, count: int) -> int:
@@ -123,8 +130,9 @@ def grown_by_mapping() -> int:
 @row(
     "R11",
     "Memory bombs",
-    "hostile headers, arguments that explode when decoded, and sparse memory, against a server in a control group of 256 MiB:"
-    " its peak grows by at most 32 MiB and it lives. Control: mapping one sparse buffer of 64 MiB must cost more",
+    "hostile headers, arguments that explode when decoded, and sparse memory, against a server in a control group of"
+    " 256 MiB: its peak grows by at most 32 MiB and it lives. Control: mapping one sparse buffer of 64 MiB must cost"
+    " more",
     ci={"headers": 8000, "bomb_rounds": 5, "sparse": 100},
     full={"headers": 1_000_000, "bomb_rounds": 2000, "sparse": 20_000},
 )
@@ -244,8 +252,9 @@ def dies_of_truncation() -> int | None:
 @row(
     "R14",
     "Shared memory is safe to read",
-    "a table of 16 kinds of memory and seals, each judged right; memory that is truncated or changed while it is sent never ends"
-    " the server and is never read; sound memory is read whole. Control: a reader without the look must die of SIGBUS",
+    "a table of 16 kinds of memory and seals, each judged right; memory that is truncated or changed while it is sent"
+    " never ends the server and is never read; sound memory is read whole. Control: a reader without the look must die"
+    " of SIGBUS",
     ci={"races": 600},
     full={"races": 10_000},
 )
@@ -329,7 +338,7 @@ def isolate(slot: str, calls: int, ground: Ground) -> dict[str, Any]:
     address = str(ground.directory / slot.replace(" ", "-"))
     options: dict[str, Any] = {"settings": SETTINGS, "allow": hostline.Peers.anyone(), "mode": 0o666}
     with ServerThread(service, address, loop=ground.loop, **options) as server:
-        # Who connects without end also takes a core, which is no matter of the server: compare with one who connects in vain.
+        # Who connects without end takes a core, which is no matter of the server: compare with one who does so in vain.
         idler = Greedy(f"{address}-nobody", None) if SLOTS[slot] is None else None
         try:
             unloaded, errors = run_as(MODEST, call_and_time, address, calls, timeout=600)
@@ -350,16 +359,22 @@ def isolate(slot: str, calls: int, ground: Ground) -> dict[str, Any]:
             ground.charge(**charges(line), mapped=server.do(lambda server: server.mapped.total))
         ground.servers += 1
     found = {"p99_ms": p99(loaded), "unloaded_p99_ms": p99(unloaded), "errors": len(errors + more), "left": len(left)}
-    cost = {name: getattr(had[0], name) for name in ("connections", "running", "waiting", "bytes", "descriptors")} if had else {}
+    cost = (
+        {name: getattr(had[0], name) for name in ("connections", "running", "waiting", "bytes", "descriptors")}
+        if had
+        else {}
+    )
     return {**found, "times": ratio(found["p99_ms"], found["unloaded_p99_ms"], 5.0), "greedy": cost}
 
 
 @row(
     "R15",
     "One user does not touch another",
-    "a user fills each of its bounds in turn (connections, their rate, begun frames, unread answers, running calls, threads, waiting"
-    " calls, streams, descriptors, mapped memory): calls of another user all succeed, their p99 is at most three times the"
-    " unloaded one (5 ms at least; for the rate of connections: the one beside a user who connects to nobody as fast), and afterwards nothing is charged. Control: while it lasts the greedy user is charged",
+    "a user fills each of its bounds in turn (connections, their rate, begun frames, unread answers, running calls,"
+    " threads, waiting calls, streams, descriptors, mapped memory): calls of another user all succeed, their p99 is at"
+    " most three times the unloaded one (5 ms at least; for the rate of connections: the one beside a user who"
+    " connects to nobody as fast), and afterwards nothing is charged. Control: while it lasts the greedy user is"
+    " charged",
     ci={"calls": 600},
     full={"calls": 20_000},
     ci_limit=120.0,

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.second_user import NOBODY, Fork
+from tests.unix.test_takeover_race import KINDS, Naive, contend_properly, hold_contest
+
 from hostline.unix.address import PathAddress
 from hostline.unix.listening import listening_socket
 from scorecard.ground import Ground
 from scorecard.rows import Verdict, row
-from tests.second_user import NOBODY, Fork
-from tests.unix.test_takeover_race import KINDS, Naive, contend_properly, hold_contest
 
 
 @row(
@@ -132,8 +133,9 @@ def under_attack(directory: Path, make: Any, starts: int) -> dict[str, int]:
 @row(
     "R6",
     "No moment in which others get in",
-    "while sockets of all three types start at a path, another user who connects, sends and looks without pause gets 0"
-    " connects and 0 datagrams through and sees 0 modes other than 0600, with a umask of 0. Control: bind, listen, then chmod",
+    "while sockets of all three types start at a path, another user who connects, sends and looks without pause gets"
+    " 0 connects and 0 datagrams through and sees 0 modes other than 0600, with a umask of 0. Control: bind, listen,"
+    " then chmod",
     ci={"starts": 1500, "control_starts": 6000},
     full={"starts": 30_000, "control_starts": 30_000},
 )
@@ -149,7 +151,10 @@ def no_window(ground: Ground) -> Verdict:
     got_in = {"connects", "datagrams", "wrong_modes", "arrived"}
     return Verdict(
         {"starts": starts, **ours},
-        {**{f"0 {name}": ours[name] == 0 for name in sorted(got_in)}, "the other user saw the sockets": ours["seen"] > 50},
+        {
+            **{f"0 {name}": ours[name] == 0 for name in sorted(got_in)},
+            "the other user saw the sockets": ours["seen"] > 50,
+        },
         theirs,
         any(theirs[name] for name in got_in),
     )

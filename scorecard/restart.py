@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.generations import Load, Program
+from tests.leaks import wait_until
+
 import hostline
 from scorecard.ground import Ground, charges
 from scorecard.rows import Verdict, row
-from tests.generations import Load, Program
-from tests.leaks import wait_until
 
 
 def restart(ground: Ground, name: str, restarts: int, *, is_naive: bool) -> tuple[list[str], dict[str, Any]]:
@@ -28,7 +29,11 @@ def restart(ground: Ground, name: str, restarts: int, *, is_naive: bool) -> tupl
         begin = time.monotonic()
         try:
             for _ in range(restarts):
-                old = naive_next(ground, address, journal, old, load) if is_naive else next_one(ground, address, journal, old)
+                old = (
+                    naive_next(ground, address, journal, old, load)
+                    if is_naive
+                    else next_one(ground, address, journal, old)
+                )
                 generations.append(old)
         finally:
             seconds = time.monotonic() - begin
@@ -88,8 +93,9 @@ def naive_next(ground: Ground, address: str, journal: Path, old: Program, load: 
 @row(
     "R7",
     "Restarts under load",
-    "a server that is taken over by the next again and again, under eight clients and one that connects without pause: 0"
-    " failed calls, 0 refused connects, 0 calls run twice, as many descriptors as at first. Control: stop, then start",
+    "a server that is taken over by the next again and again, under eight clients and one that connects without"
+    " pause: 0 failed calls, 0 refused connects, 0 calls run twice, as many descriptors as at first. Control: stop,"
+    " then start",
     ci={"restarts": 100, "control_restarts": 3},
     full={"restarts": 1000, "control_restarts": 10},
     ci_limit=180.0,

@@ -1,22 +1,23 @@
-"""R33: what is charged to a user comes back. Every row that runs a server looks for it; this one shows that the look sees."""
+"""R33: what is charged to a user comes back. Every row with a server looks for it; this one shows that the look sees."""
 
 from __future__ import annotations
 
 import time
 
+from tests.leaks import wait_until
+from tests.serving import RawClient
+
 import hostline
 from scorecard.ground import Ground, charges
 from scorecard.rows import Verdict, row
-from tests.leaks import wait_until
-from tests.serving import RawClient
 
 
 @row(
     "R33",
     "Everything charged comes back",
-    "after every row that ran a server, `hostline.stats` charges nobody anything beside the one who asks, and descriptors, threads"
-    " and child processes are as before. Control: while clients hold calls, unread answers and descriptors the same look must"
-    " find them",
+    "after every row that ran a server, `hostline.stats` charges nobody anything beside the one who asks, and"
+    " descriptors, threads and child processes are as before. Control: while clients hold calls, unread answers and"
+    " descriptors the same look must find them",
     ci={"clients": 20},
     full={"clients": 1000},
 )

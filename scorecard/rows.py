@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scorecard.ground import Ground
 
-# Modules that hold rows, in the order in which `--list` and a whole run show nothing but their numbers.
-THEMES = ("identity", "descriptors", "names", "restart", "traffic", "memory", "fuzz", "calls", "soak", "fallback", "returned")
+# Modules that hold rows.
+THEMES = (
+    "identity",
+    "descriptors",
+    "names",
+    "restart",
+    "traffic",
+    "memory",
+    "fuzz",
+    "calls",
+    "soak",
+    "fallback",
+    "returned",
+)
 
 
 class Skipped(Exception):

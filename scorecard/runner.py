@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scorecard.rows import Row
 from tests.tree import TREE
+
+from scorecard.rows import Row
 
 # Lines of a failed row's standard error that are shown.
 TAIL = 15

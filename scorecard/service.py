@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tests.service_program import make_service, void
+
 import hostline
 from hostline import Buffer, Fd
-from tests.service_program import make_service, void
 
 
 def add_methods(service: hostline.Service, *, with_descriptors: bool) -> None:
     """Enter what tests/service_program.py has not."""
-
     if "echo" not in service.methods:
 
         @service.method(inline=True)

@@ -17,18 +17,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hostline
-from hostline.errors import HostlineError, SocketError
-from hostline.limits import FRAME_TIMEOUT, HANDSHAKE_TIMEOUT
-from hostline.wire.frame import HEADER, Kind
-from scorecard.ground import Caller, Ground, cpu_seconds, p99, raise_descriptor_limit
-from scorecard.rows import Skipped, Verdict, row
 from tests.faces import Face
 from tests.leaks import wait_until
 from tests.serving import ServerProcess
 from tests.test_accept_loop import connect
 from tests.test_connect_truth import connect_and_echo, echo_server, is_lied_to
 from tests.test_hostile import HELLO
+
+import hostline
+from hostline.errors import HostlineError, SocketError
+from hostline.limits import FRAME_TIMEOUT, HANDSHAKE_TIMEOUT
+from hostline.wire.frame import HEADER, Kind
+from scorecard.ground import Caller, Ground, cpu_seconds, p99, raise_descriptor_limit
+from scorecard.rows import Skipped, Verdict, row
 
 # --- R8 ------------------------------------------------------------------------------------------------
 
@@ -102,8 +103,8 @@ HONEST = {"echoed", "ConnectTimeoutError", "ConnectRefusedError", "OverloadedErr
 @row(
     "R8",
     "An honest connect",
-    "2,000 connects at once against a backlog of 16, of one loop, of threads and of a pool: each is served or raises; none is"
-    " told that it is connected when it is not. Control: asyncio's own connect must be lied to",
+    "2,000 connects at once against a backlog of 16, of one loop, of threads and of a pool: each is served or raises;"
+    " none is told that it is connected when it is not. Control: asyncio's own connect must be lied to",
     ci={"connects": 2000},
     full={"connects": 2000},
 )
@@ -213,9 +214,9 @@ def stock_server(path: Path, log: Path) -> Iterator[subprocess.Popen[str]]:
 @row(
     "R9",
     "A full descriptor table",
-    "a server with 64 descriptors and 500 clients: at most 5 % of a core, at most one line a second in its log, calls on"
-    " existing connections are all answered, and it accepts within a second of descriptors coming free. Control: asyncio's"
-    " own server must miss both of the first",
+    "a server with 64 descriptors and 500 clients: at most 5 % of a core, at most one line a second in its log, calls"
+    " on existing connections are all answered, and it accepts within a second of descriptors coming free. Control:"
+    " asyncio's own server must miss both of the first",
     ci={"clients": 500, "seconds": 5},
     full={"clients": 500, "seconds": 30},
 )
@@ -305,9 +306,9 @@ def drip(address: str, count: int, until: float) -> list[float]:
 @row(
     "R10",
     "Clients that take their time",
-    "clients that send a byte now and then, within a hello or a frame, are all cut off by their deadline and a second; p99 of"
-    " new clients beside them is at most 50 ms, or three times the unloaded one on a machine that is busy itself. Control:"
-    " asyncio's own server must keep them",
+    "clients that send a byte now and then, within a hello or a frame, are all cut off by their deadline and a"
+    " second; p99 of new clients beside them is at most 50 ms, or three times the unloaded one on a machine that is"
+    " busy itself. Control: asyncio's own server must keep them",
     ci={"clients": 500, "handshake_timeout": 3.0, "frame_timeout": 4.0},
     full={"clients": 5000, "handshake_timeout": HANDSHAKE_TIMEOUT, "frame_timeout": FRAME_TIMEOUT},
 )
