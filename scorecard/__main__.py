@@ -10,7 +10,7 @@ from typing import Any
 
 from scorecard import rows
 from scorecard.facts import machine_facts
-from scorecard.markdown import write_tables
+from scorecard.markdown import write_criteria, write_tables
 from scorecard.progress import Progress
 from scorecard.runner import problems, run_rows
 
@@ -26,11 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the lines to this file")
     parser.add_argument("--list", action="store_true", help="list the rows and their criteria, run nothing")
     parser.add_argument(
-        "--markdown", action="store_true", help="read lines from files (ROW ...) and print tables of them"
+        "--markdown",
+        action="store_true",
+        help="print tables of the files of lines that stand in place of rows; without any, of the criteria",
     )
     options = parser.parse_args(arguments)
     if options.markdown:
-        print(write_tables(options.rows), end="")
+        print(write_tables(options.rows) if options.rows else write_criteria(rows.load()), end="")
         return 0
     known = rows.load()
     if options.list:

@@ -6,7 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scorecard.rows import Row
+
 FACTS = ("date", "hostline", "commit", "kernel", "python", "loop", "uvloop", "cores", "load", "uid")
+
+
+def write_criteria(known: dict[str, Row]) -> str:
+    """Return a table of what each row promises, and how much of it at each size."""
+    text = "| Row | Promise | Criterion | In CI | Full |\n|---|---|---|---|---|\n"
+    for row in known.values():
+        cells = [row.name, row.title, cell(row.criterion), cell(words(dict(row.ci))), cell(words(dict(row.full)))]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
 
 
 def write_tables(files: list[str]) -> str:

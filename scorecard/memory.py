@@ -390,6 +390,8 @@ def isolation(ground: Ground) -> Verdict:
         claims[f"{slot}: every call succeeds"] = result["errors"] == 0
         claims[f"{slot}: p99 at most three times"] = result["times"] <= 3
         claims[f"{slot}: nothing charged afterwards"] = result["left"] == 0
+    untaken = found["untaken_descriptors"]["greedy"]
+    claims["untaken_descriptors: they are charged to who does not take them"] = untaken.get("descriptors", 0) > 0
     charged = [slot for slot, result in found.items() if any(result["greedy"].values())]
     held = {slot for slot in found if slot != "connection_rate"}
     return Verdict(found, claims, {"slots_charged_while_it_lasts": len(charged)}, held <= set(charged))

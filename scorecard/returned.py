@@ -1,4 +1,4 @@
-"""R33: what is charged to a user comes back. Every row with a server looks for it; this one shows that the look sees."""
+"""R33: what is charged to a user comes back. Every row with a server looks; this one shows that the look sees."""
 
 from __future__ import annotations
 
