@@ -263,6 +263,10 @@ def full_table(ground: Ground) -> Verdict:
 # --- R10 -----------------------------------------------------------------------------------------------
 
 
+# Seconds between two bytes of one client. They drip evenly: a burst of thousands at once would be another attack.
+DRIP = 2.0
+
+
 def drip(address: str, count: int, until: float) -> list[float]:
     """Send one byte now and then on many connections; returns after how many seconds each was cut.
 
@@ -280,10 +284,11 @@ def drip(address: str, count: int, until: float) -> list[float]:
         sock.setblocking(False)
         poller.register(sock, select.POLLIN | select.POLLHUP)
     cut: list[float] = []
-    next_drip = 0.0
+    rest: list[socket.socket] = []
+    dripped = time.monotonic()
     end = max(begin.values()) + until
     while begun and time.monotonic() < end:
-        for fd, _ in poller.poll(50):
+        for fd, _ in poller.poll(10):
             sock = begun[fd]
             try:
                 is_over = not sock.recv(65536)
@@ -293,11 +298,12 @@ def drip(address: str, count: int, until: float) -> list[float]:
                 cut.append(time.monotonic() - begin[fd])
                 poller.unregister(fd)
                 begun.pop(fd).close()
-        if time.monotonic() > next_drip:
-            next_drip = time.monotonic() + 0.5
-            for sock in begun.values():
-                with contextlib.suppress(OSError):
-                    sock.send(b"\0")
+        rest = rest or list(begun.values())
+        due = int(len(begun) * (time.monotonic() - dripped) / DRIP) or 1
+        dripped = time.monotonic()
+        for _ in range(min(due, len(rest))):
+            with contextlib.suppress(OSError):
+                rest.pop().send(b"\0")
     for sock in begun.values():
         sock.close()
     return cut
