@@ -2,6 +2,7 @@
 #
 #   PYTHON=...       the interpreter to build with (default: the first that tools/find-python finds)
 #   VENV=...         where the environment goes (default: .venv)
+#   FULL=1 ROWS=...  make scorecard: at full size; only these rows: make scorecard ROWS="R5 R9"
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
 #   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
 
@@ -58,6 +59,10 @@ conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline 
 bench: $(VENV)/.has-cli ## ping-pong: C, Python sockets, a typed call
 	@$(py) benchmarks/pingpong.py
 
+.PHONY: scorecard
+scorecard: $(VENV)/.has-test ## what hostline promises, measured row by row; FULL=1 takes hours
+	@$(py) -m scorecard $(if $(FULL),--full) $(ROWS)
+
 # --- what developers run -----------------------------------------------------------------------------
 
 .PHONY: check
@@ -86,7 +91,7 @@ build: $(VENV)/.has-dev ## wheel and sdist in dist/, each tried in an empty envi
 .PHONY: clean
 clean: ## remove what the targets above wrote, but for the environments
 	rm -rf build dist site benchmarks/out src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests tools examples benchmarks scorecard -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: distclean
 distclean: clean ## remove the environments as well

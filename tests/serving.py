@@ -192,7 +192,7 @@ class ServerThread:
 
 
 class ServerProcess:
-    """A service in a fresh Python process: `python -m tests.service_program ADDRESS OPTIONS...`.
+    """A service in a fresh Python process: `python -m PROGRAM ADDRESS OPTIONS...`.
 
     It accepts connections when the constructor returns.
 
@@ -200,13 +200,20 @@ class ServerProcess:
         address: Where it serves.
         options: Of the program.
         log: A file that takes its standard error.
+        program: The module, which says `ready` once it accepts.
     """
 
-    def __init__(self, address: str | os.PathLike[str], *options: str, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        address: str | os.PathLike[str],
+        *options: str,
+        log: Path | None = None,
+        program: str = "tests.service_program",
+    ) -> None:
         self.address = str(address)
         errors = None if log is None else log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.service_program", self.address, *options],
+            [sys.executable, "-m", program, self.address, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -6,7 +6,7 @@ Everything takes the random numbers as an argument and is cheap: a few slices fo
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -87,7 +87,7 @@ JUNK: Final = (
 )
 
 
-@cache
+@lru_cache(maxsize=1000)  # or millions of inputs would fill the memory
 def marks(payload: bytes, start: int = 0) -> tuple[int, ...]:
     """Return the offsets of every value in a valid payload, containers' heads included, and its end."""
     found: list[int] = []

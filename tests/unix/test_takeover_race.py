@@ -218,13 +218,13 @@ class Result:
 class Contest:
     """Coordinates the contenders, judges each trial, and kills some."""
 
-    def __init__(self, contend: Contend, path: str, kills: bool, seed: int) -> None:
+    def __init__(self, contend: Contend, path: str, kills: bool, seed: int, contenders: int = CONTENDERS) -> None:
         self.contend, self.path, self.kills = contend, path, kills
         self.random = random.Random(seed)
         self.start = mmap.mmap(-1, 1)
         self.contenders: list[Contender] = []
         self.result = Result()
-        for _ in range(CONTENDERS):
+        for _ in range(contenders):
             self.spawn()
 
     def spawn(self) -> None:
@@ -327,14 +327,23 @@ class Contest:
         self.result.faults.append(f"trial {trial}: {text}")
 
 
-def hold_contest(path: Path, contend: Contend, trials: int, kills: bool = True, until_fault: bool = False) -> Result:
+def hold_contest(
+    path: Path,
+    contend: Contend,
+    trials: int,
+    kills: bool = True,
+    until_fault: bool = False,
+    *,
+    contenders: int = CONTENDERS,
+    timeout: float = 100.0,
+) -> Result:
     seed = random.randrange(1 << 32)
 
     def work() -> Result:
-        return Contest(contend, str(path), kills, seed).run(trials, until_fault)
+        return Contest(contend, str(path), kills, seed, contenders).run(trials, until_fault)
 
     with Fork(os.geteuid(), work, gid=os.getegid(), groups=None) as coordinator:
-        result = coordinator.result(timeout=100.0)
+        result = coordinator.result(timeout=timeout)
     assert isinstance(result, Result)
     print(f"\nseed {seed}: {result}")
     return result
