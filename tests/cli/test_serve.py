@@ -120,7 +120,7 @@ def test_calls_that_run_are_finished_after_sigterm(sock_dir: Path) -> None:
         ("x:", "must be MODULE:SERVICE"),
         ("SHOP", "write which service to serve"),
         ("SHOP:shp", "has no 'shp'; the services in it are other, shop"),
-        ("SHOP:not_a_service", "is a int, not a Service; the services in it are other, shop"),
+        ("SHOP:not_a_service", "is a int, not a hostline.Service; the services in it are other, shop"),
         ("./empty.py:x", "there is no service in it"),
     ],
 )

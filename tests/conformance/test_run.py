@@ -80,6 +80,7 @@ def test_an_installed_peer_is_probed_whole(name: str) -> None:
     assert "error" not in verdicts(report, name).values(), report.rows
 
 
+@pytest.mark.timeout(120)
 def test_every_subject_answers_its_own_client(sock_dir: Path) -> None:
     for subject, version in list_subjects():
         if version is None or subject.name in ("trio", "uvicorn", "gunicorn"):

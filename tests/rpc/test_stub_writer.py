@@ -400,6 +400,7 @@ def test_the_checker_of_attacks_sees_them() -> None:
         assert foreign_code(text), text
 
 
+@pytest.mark.timeout(120)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(st.sampled_from("\"'\\\n\r\t #a_é\x00\u2028{}[]();,.:=*") | st.characters(codec="utf-8"), max_size=30))
 def test_no_text_at_all_becomes_code(evil: str) -> None:
