@@ -165,6 +165,7 @@ def test_a_second_server_is_refused_and_a_killed_one_leaves_the_way_free(sock_di
 
 
 BOUNDS: dict[str, Any] = {
+    "access_log": True,
     "concurrency": 3,
     "queue": 5,
     "threads": 2,
@@ -210,7 +211,7 @@ def test_the_command_and_run_hand_each_bound_on(monkeypatch: pytest.MonkeyPatch,
     )
     monkeypatch.setattr(Service, "_serving", lambda self, wanted, settings, allow, takeover: given.append(settings))
     monkeypatch.setattr("hostline.aio.serving.service.run_on", lambda *args: None)
-    monkeypatch.setattr("hostline.cli.commands.serve._start_logging", lambda level: None)
+    monkeypatch.setattr("hostline.cli.commands.serve._start_logging", lambda level, form: None)
     serve.serve("bounds:service", workers=workers, **BOUNDS)
     service.run(workers=workers, **BOUNDS)
     assert given == [ServerSettings(**BOUNDS)] * 2
