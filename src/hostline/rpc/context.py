@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from typing import Final
 
 from hostline.clock import NEVER, Deadline
-from hostline.errors import CallCancelledError, CallError, DeadlineExceededError
+from hostline.errors import CallCancelledError, CallError, DeadlineExceededError, UnavailableError
 from hostline.unix.credentials import Peer
 
-__all__ = ["Context", "Stopping", "current_context", "enter_context"]
+__all__ = ["Context", "StoppedError", "Stopping", "current_context", "enter_context"]
 
 
 class Stopping:
@@ -36,6 +36,10 @@ class Stopping:
         self.has_begun = True
         for listener in self._listeners.copy():
             listener()
+
+
+class StoppedError(UnavailableError):
+    """Say, inside the library, that a handler ended because the server stops; callers see `UnavailableError`."""
 
 
 class Context:
@@ -102,6 +106,11 @@ class Context:
         self._ended.set()
         for listener in self._listeners:
             listener(self._reason)
+
+    @property
+    def is_server_stopping(self) -> bool:
+        """Whether the server finishes what runs and takes nothing new: a handler without an end should come to one."""
+        return self._stopping is not None and self._stopping.has_begun
 
     def fail_with(self, fail: Callable[[CallError], object]) -> None:
         """Take what fails the call while its handler runs; called by the server."""

@@ -19,7 +19,7 @@ from hostline.errors import (
     SlowSubscriberError,
 )
 from hostline.rpc.attachments import ArrivedValues, UnclaimedError
-from hostline.rpc.context import Context
+from hostline.rpc.context import Context, StoppedError
 from hostline.rpc.service import Execution, Method
 from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
@@ -120,6 +120,8 @@ def describe_failure(service: str, method: Method, error: BaseException, peer: P
     name = method.declared_name(error)
     if name is not None:
         return Refusal(ErrorCode.DECLARED, name, _text(error))
+    if isinstance(error, StoppedError):
+        return Refusal(ErrorCode.UNAVAILABLE, "", f"{method.name}: {error}")
     if isinstance(error, SlowSubscriberError):
         return Refusal(ErrorCode.DECLARED, SlowSubscriberError.__name__, str(error))  # our own text, and no fault
     if isinstance(error, NoCredentialsError):

@@ -17,6 +17,7 @@ from hostline.aio.serving.subscriptions import Published, Subscriber, Subscripti
 from hostline.errors import ClosedError
 from hostline.limits import DEFAULT_MAX_QUEUE
 from hostline.protocol.subscriptions import Policy, SubscriberQueue
+from hostline.rpc.context import StoppedError, current_context
 
 __all__ = ["Topic", "TopicStats", "topic_handler"]
 
@@ -218,6 +219,10 @@ def topic_handler(topic: Topic[Any]) -> Callable[[], AsyncIterator[Published[Any
             subscription.fail_call()
             async for item in subscription.published():
                 yield item
+        context = current_context()
+        if context is not None and context.is_server_stopping and not topic._is_closed:
+            # Not an end like that of a closed topic: whoever wants to hear more subscribes again.
+            raise StoppedError(f"the service stops; subscribe to {topic.name} again")
 
     subscribe.__annotations__ = {"return": AsyncIterator[Published[topic.item_type]]}  # type: ignore[name-defined]
     subscribe.__doc__ = f"Stream what is published on {topic.name}."
