@@ -42,8 +42,16 @@ CHARGE, CHARGE_IN_THREAD, LOOK, PID = range(4)
 def connected(address: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(20)
-    sock.connect(address)
-    return sock
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            sock.connect(address)
+            return sock
+        except BlockingIOError:  # a full backlog, which the kernel does not wait for where there is a timeout
+            if time.monotonic() > deadline:
+                sock.close()
+                raise
+            time.sleep(0.001)
 
 
 def call(number: int, method: int, *args: Any, time_left: float | None = None) -> bytes:
