@@ -305,9 +305,9 @@ def call_and_time(address: str, count: int) -> tuple[list[float], list[str]]:
 
 
 def untaken_descriptors(address: str) -> list[RawClient]:
-    """Ask for descriptors and never read."""
+    """Ask for descriptors and never read: more than may be on their way to one connection."""
     clients = [RawClient(address) for _ in range(20)]
-    for number in range(1, 21):
+    for number in range(1, 101):
         for client in clients:
             client.send_some(client.encode(number, "memory", 100))
     return clients

@@ -36,11 +36,12 @@ HARD_MAX_FDS = 253
 MAX_FDS_PER_FRAME = 16
 
 # Descriptors sent to one peer that it has not taken yet. The kernel counts those on their way against the sender's
-# user: peers that never read would use up the share of all others. So each gets a sixty-fourth of RLIMIT_NOFILE, within
-# these two; above it the sender waits for it to read and looks again: first after so many seconds, then after twice as
+# user: peers that never read would use up the share of all others. So each gets a share of RLIMIT_NOFILE, within these
+# two; above it the sender waits for it to read and looks again: first after so many seconds, then after twice as
 # many, and so on up to the last number, for a look costs the loop time and a user may have many connections.
 MAX_FDS_IN_FLIGHT = 64
-MIN_FDS_IN_FLIGHT = 4
+MIN_FDS_IN_FLIGHT = 2
+FDS_IN_FLIGHT_SHARE = 128  # what RLIMIT_NOFILE is divided by
 FDS_IN_FLIGHT_CHECK = 0.001
 FDS_IN_FLIGHT_CHECK_MAX = 0.064
 

@@ -223,9 +223,13 @@ class Holding:
         return not (self.kept or self.unread)
 
     def charge_descriptors(self, count: int) -> bool:
-        """Charge descriptors; False, and nothing is charged, if there would be more than a user may have."""
+        """Charge descriptors; False, and nothing is charged, if there would be more than a user may have.
+
+        A connection that has none may always have one: those of its user that take nothing must not stop the others.
+        """
         account = self.account
-        if account.descriptors + count > account.bounds.descriptors_per_uid:
+        is_first = count == 1 and not self.descriptors
+        if account.descriptors + count > account.bounds.descriptors_per_uid and not is_first:
             return False
         account.descriptors += count
         self.descriptors += count

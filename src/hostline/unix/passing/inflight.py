@@ -11,7 +11,7 @@ import resource
 import socket
 from collections import deque
 
-from hostline.limits import MAX_FDS_IN_FLIGHT, MIN_FDS_IN_FLIGHT
+from hostline.limits import FDS_IN_FLIGHT_SHARE, MAX_FDS_IN_FLIGHT, MIN_FDS_IN_FLIGHT
 from hostline.unix.options import unread_by_peer
 
 __all__ = ["FdsInFlight", "most_in_flight"]
@@ -23,7 +23,7 @@ _LEAST = 512
 def most_in_flight() -> int:
     """Return how many descriptors may be on their way to one peer: a share of what the kernel allows this user."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(MIN_FDS_IN_FLIGHT, min(MAX_FDS_IN_FLIGHT, allowed // MAX_FDS_IN_FLIGHT))
+    return max(MIN_FDS_IN_FLIGHT, min(MAX_FDS_IN_FLIGHT, allowed // FDS_IN_FLIGHT_SHARE))
 
 
 class FdsInFlight:

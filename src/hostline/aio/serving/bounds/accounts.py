@@ -151,7 +151,7 @@ def _bounds(settings: ServerSettings, is_shared: bool) -> Bounds:
         connections_per_uid=connections,
         connection_rate_per_uid=None if rate == math.inf else rate,
         buffered_per_uid=settings.max_buffered_per_uid,
-        descriptors_per_uid=settings.max_descriptors_per_uid,
+        descriptors_per_uid=min(settings.max_descriptors_per_uid, _descriptor_limit() // 4),
     )
 
 
