@@ -306,10 +306,11 @@ def call_and_time(address: str, count: int) -> tuple[list[float], list[str]]:
 
 def untaken_descriptors(address: str) -> list[RawClient]:
     """Ask for descriptors and never read: more than may be on their way to one connection."""
-    clients = [RawClient(address) for _ in range(20)]
+    clients = [RawClient(address) for _ in range(8)]
     for number in range(1, 101):
         for client in clients:
             client.send_some(client.encode(number, "memory", 100))
+        time.sleep(0.01)  # or most would be turned away for want of a place in the queue
     return clients
 
 
