@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from tests.serving import LoopThread, ServerThread
+from tests.serving import LoopThread, ServerThread, loop_factory_named, loop_names
 
 import hostline
 from hostline.cli.schemas import definition_text, method_text
@@ -195,9 +195,15 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_blocking_interface_passes_descriptors_and_buffers(client: Any, file: Path, sock_dir: Path) -> None:
+@pytest.mark.parametrize("loop_name", loop_names())
+def test_the_blocking_interface_passes_descriptors_and_buffers(
+    client: Any, file: Path, sock_dir: Path, loop_name: str
+) -> None:
     large = b"ab" * 1_500_000
-    with ServerThread(archive, sock_dir / "x"), hostline.connect(sock_dir / "x", client.Archive) as service:
+    with (
+        ServerThread(archive, sock_dir / "x", loop=loop_name),
+        hostline.connect(sock_dir / "x", client.Archive) as service,
+    ):
         with service.open_file(str(file)) as fd:
             assert os.pread(fd.fileno(), 9, 0) == b"hello"
         with service.open_directory(str(file.parent)) as directory:
@@ -219,7 +225,8 @@ def test_the_blocking_interface_passes_descriptors_and_buffers(client: Any, file
             owner.close()
 
 
-def test_the_asyncio_interface_does_so_too(client: Any, file: Path, sock_dir: Path) -> None:
+@pytest.mark.parametrize("loop_name", loop_names())
+def test_the_asyncio_interface_does_so_too(client: Any, file: Path, sock_dir: Path, loop_name: str) -> None:
     large = b"ab" * 1_500_000
 
     async def main() -> None:
@@ -236,9 +243,9 @@ def test_the_asyncio_interface_does_so_too(client: Any, file: Path, sock_dir: Pa
             assert await service.total(iter([entry.file] * 3)) == 15
             entry.file.close()
 
-    loop = LoopThread()
+    loop = LoopThread(loop_factory_named(loop_name))
     try:
-        with ServerThread(archive, sock_dir / "x"):
+        with ServerThread(archive, sock_dir / "x", loop=loop_name):
             loop.run(main())
     finally:
         loop.close()
