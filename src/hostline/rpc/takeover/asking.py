@@ -183,6 +183,7 @@ class _Asking(Generic[T]):
         self._talk: Talk | None = None
         self._bound: Bound | None = None
         self._selector: selectors.BaseSelector | None = None
+        self._is_watched = False  # whether the connection is among what wakes
 
     def run(self) -> Generator[Wait, None, bool]:
         """Ask, and obey; False: there is no owner, or it is going away."""
@@ -262,6 +263,7 @@ class _Asking(Generic[T]):
     def _watch(self, talk: Talk) -> None:
         self._selector = selectors.DefaultSelector()
         self._selector.register(talk, selectors.EVENT_READ)
+        self._is_watched = True
         pidfd = talk.peer.pidfd
         if pidfd is not None:
             # A child that the owner forked may hold the connection open when the owner is gone.
@@ -279,7 +281,6 @@ class _Asking(Generic[T]):
         talk, selector, taker = self._talk, self._selector, self._taker
         if talk is None or selector is None:
             return
-        is_watched = True
         while taker.state is state:
             if monotonic() >= self._deadline or _is_dead(talk):
                 self._read(talk, is_last=True)
@@ -288,9 +289,10 @@ class _Asking(Generic[T]):
             number: int = selector.fileno()  # type: ignore[attr-defined]
             yield Wait(number, self._deadline)
             self._read(talk)
-            if talk.has_ended and is_watched:
-                # Without a word, it seems. A process that dies closes its sockets a moment before it is dead.
-                is_watched = False
+            if talk.has_ended and self._is_watched:
+                # Without a word, it seems. A process that dies closes its sockets a moment before it is dead. The end
+                # may come together with an answer, and so be seen in one wait and lead to the next.
+                self._is_watched = False
                 selector.unregister(talk)
 
     def _read(self, talk: Talk, *, is_last: bool = False) -> None:
