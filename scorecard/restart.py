@@ -96,7 +96,7 @@ def naive_next(ground: Ground, address: str, journal: Path, old: Program, load: 
     "a server that is taken over by the next again and again, under eight clients and one that connects without"
     " pause: 0 failed calls, 0 refused connects, 0 calls run twice, as many descriptors as at first. Control: stop,"
     " then start",
-    ci={"restarts": 100, "control_restarts": 3},
+    ci={"restarts": 200, "control_restarts": 3},
     full={"restarts": 1000, "control_restarts": 10},
     ci_limit=180.0,
 )
