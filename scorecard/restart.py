@@ -98,7 +98,7 @@ def naive_next(ground: Ground, address: str, journal: Path, old: Program, load: 
     " then start",
     ci={"restarts": 200, "control_restarts": 3},
     full={"restarts": 1000, "control_restarts": 10},
-    ci_limit=180.0,
+    ci_limit=300.0,
 )
 def restarts(ground: Ground) -> Verdict:
     complaints, figures = restart(ground, "takeover", ground.size["restarts"], is_naive=False)
