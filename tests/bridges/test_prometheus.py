@@ -195,21 +195,24 @@ def test_a_forked_child_lets_go_of_the_socket_and_leaves_the_file(sock_dir: Path
     path = sock_dir / "m"
     with ServerThread(shop(), sock_dir / "s") as server:
         reader, writer = os.pipe()
+        has_let_go, let_go = os.pipe()
         with serve_metrics(server.server, str(path)) as exposition:
             pid = os.fork()
             if pid == 0:
                 try:
                     exposition.close()
+                    os.write(let_go, b"x")
                     os.read(reader, 1)  # it lives on until the parent has looked
                 finally:
                     os._exit(0)
             assert get(path)[0] == 200
+            os.read(has_let_go, 1)
         assert not path.exists()
         serve_metrics(server.server, str(path)).close()
         os.write(writer, b"x")
         os.waitpid(pid, 0)
-        os.close(reader)
-        os.close(writer)
+        for fd in (reader, writer, has_let_go, let_go):
+            os.close(fd)
 
 
 def test_it_ends_when_the_server_begins_to_stop(sock_dir: Path) -> None:
