@@ -4,12 +4,12 @@
 #   VENV=...         where the environment goes (default: .venv)
 #   FULL=1 ROWS=...  make scorecard: at full size; only these rows: make scorecard ROWS="R5 R9"
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
-#   JOBS=...         processes that run tests beside one another (default: two for each core, for they mostly wait; 0 for none of its own)
+#   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
 
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
-JOBS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+JOBS ?= auto
 
 py := $(VENV)/bin/python
 pytest := $(py) -m pytest
@@ -45,11 +45,11 @@ demo: $(VENV)/.has-cli ## two services, a file of orders, a report: under a minu
 
 .PHONY: test
 test: $(VENV)/.has-test ## the whole suite, on asyncio's loop and on uvloop
-	$(pytest) -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	$(pytest) -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.has-test ## the suite without the tests marked slow
-	$(pytest) -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	$(pytest) -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: conformance
 conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline beside its peers
