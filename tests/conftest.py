@@ -25,7 +25,7 @@ from tests.leaks import stray_socket_files, wait_until
 
 IN_CI = os.environ.get("HOSTLINE_CI") == "1"
 MUST_RUN_IN_CI = ("root", "ci_required")
-# Seconds for a test marked slow; all others have the 20 of pyproject.toml.
+# Seconds for a test marked slow; all others have the 60 of pyproject.toml.
 SLOW_TIMEOUT = 300
 
 # A shared machine pauses for longer than one example takes: the suite's own time limits catch what hangs.
