@@ -122,11 +122,13 @@ def charges(line: Any) -> dict[str, int]:
         "waiting": stats["calls"]["waiting"],
         "bytes": 0,
         "descriptors": 0,
+        "mapped": 0,
         "users": max(0, len(stats["users"]) - 1),
     }
     for user in stats["users"]:
         found["bytes"] += user["bytes"]
         found["descriptors"] += user["descriptors"]
+        found["mapped"] += user["mapped"]
     return found
 
 

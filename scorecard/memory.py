@@ -357,11 +357,14 @@ def isolate(slot: str, calls: int, ground: Ground) -> dict[str, Any]:
         left = {user.uid: user.connections for user in server.stats().users}
         with hostline.connect(address, max_size=1) as line:
             wait_until(lambda: not any(charges(line).values()), 10)
-            ground.charge(**charges(line), mapped=server.do(lambda server: server.mapped.total))
+            ground.charge(**charges(line))
         ground.servers += 1
     found = {"p99_ms": p99(loaded), "unloaded_p99_ms": p99(unloaded), "errors": len(errors + more), "left": len(left)}
     cost = (
-        {name: getattr(had[0], name) for name in ("connections", "running", "waiting", "bytes", "descriptors")}
+        {
+            name: getattr(had[0], name)
+            for name in ("connections", "running", "waiting", "bytes", "descriptors", "mapped")
+        }
         if had
         else {}
     )

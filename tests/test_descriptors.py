@@ -35,6 +35,7 @@ from hostline.errors import (
 from hostline.limits import FD_COST, MAX_FDS_PER_FRAME, STREAM_CREDIT
 from hostline.rpc.attachments import send_attached
 from hostline.rpc.settings import ServerSettings
+from hostline.unix.options import unread_by_peer
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.wire.attached import pack_buffer, pack_fd
 from hostline.wire.codec import (
@@ -510,7 +511,7 @@ def test_more_than_fit_end_the_connection(raw: RawClient, null: int) -> None:
 def test_descriptors_that_come_late_end_the_connection(raw: RawClient, null: int, cut: int) -> None:
     frame = announce(attached_call(raw, 1, "read_some", pack_fd(0), 9), 1)
     send_with(raw.sock, frame[:cut])
-    wait_until(lambda: False, 0.05)
+    assert wait_until(lambda: unread_by_peer(raw.sock) == 0)  # read by itself
     with contextlib.suppress(BrokenPipeError):  # the header alone may have told
         send_with(raw.sock, frame[cut:], null)
     assert "descriptors" in farewell(raw)
@@ -520,7 +521,7 @@ def test_descriptors_that_come_late_end_the_connection(raw: RawClient, null: int
 def test_a_frame_may_be_cut_anywhere_behind_its_first_byte(raw: RawClient, null: int, cut: int) -> None:
     frame = announce(attached_call(raw, 1, "read_some", pack_fd(0), 4), 1)
     send_with(raw.sock, frame[:cut], null)
-    wait_until(lambda: False, 0.05)
+    assert wait_until(lambda: unread_by_peer(raw.sock) == 0)  # read by itself
     raw.sock.sendall(frame[cut:])
     answer = raw.read()
     assert (answer.kind, answer.call_id) == (Kind.REPLY, 1)

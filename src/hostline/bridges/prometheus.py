@@ -148,6 +148,7 @@ class _Families:
             self.gauge("hostline_user_calls_waiting", "Calls of a user that wait.", user.waiting, **labels)
             self.gauge("hostline_user_buffered_bytes", "Bytes kept for a user.", user.bytes, **labels)
             self.gauge("hostline_user_descriptors", "Descriptors kept for a user.", user.descriptors, **labels)
+            self.gauge("hostline_user_mapped_bytes", "Buffers in a user's running calls.", user.mapped, **labels)
         total = sum(user.bytes for user in stats.users)
         self.gauge("hostline_buffered_bytes", "Bytes kept for all users.", total, **mine)
 

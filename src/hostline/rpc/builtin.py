@@ -101,7 +101,8 @@ class CallCounts(msgspec.Struct):
 class UserStats(msgspec.Struct):
     """What one user's connections cost the service now; a user who costs nothing is not listed.
 
-    `bytes` are those kept for them: begun frames, arguments of calls that wait, answers that are not read.
+    `bytes` are those kept for them: begun frames, arguments of calls that wait, answers that are not read. `mapped` are
+    those of buffers in calls that have not ended.
     """
 
     uid: int
@@ -110,6 +111,7 @@ class UserStats(msgspec.Struct):
     waiting: int
     bytes: int
     descriptors: int
+    mapped: int = 0
 
 
 class WorkerStats(msgspec.Struct):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from hostline.aio.serving.bounds.mapped import bind_arguments, release_buffers
 from hostline.aio.serving.running import RunningCall, contained, send_all, send_all_from_thread
 from hostline.aio.serving.streams import Outlet, TaskInlet, WorkerInlet
 from hostline.clock import NEVER, Deadline, monotonic
@@ -71,16 +72,17 @@ class Calls:
 
     Attributes:
         open: The calls that run or wait, by id.
+        account: What is charged to the user who calls.
         held_size: Bytes of arguments of those that wait, and of items that no handler has taken yet.
     """
 
-    __slots__ = ("_account", "_begun", "_loop", "_protocol", "_server", "_session", "held_size", "open")
+    __slots__ = ("_begun", "_loop", "_protocol", "_server", "_session", "account", "held_size", "open")
 
     def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
         self.open: dict[int, RunningCall] = {}
         self.held_size = 0
         self._begun: dict[int, BegunCall] = {}  # what is watched of them; nothing unless somebody watches
-        self._account = session.holding.account
+        self.account = session.holding.account
         self._session = session
         self._server = server
         self._loop = server.loop
@@ -148,7 +150,7 @@ class Calls:
             return
         if frame.fds and not self._charge_fds(frame):
             self._server.counts.overloaded += 1
-            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self.account))
             return
         deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
         if method.execution is Execution.INLINE:
@@ -160,7 +162,7 @@ class Calls:
         if stream is not None:
             inlet = TaskInlet if method.execution is Execution.TASK else WorkerInlet
             call.inlet = inlet(call, self._loop, stream)
-        verdict = self._server.admission.arrive(self._session, call_id, call, self._account.calls)
+        verdict = self._server.admission.arrive(self._session, call_id, call, self.account.calls)
         if verdict is not Verdict.RUN and (refusal := self._refusal(verdict, call)) is not None:
             self._server.counts.overloaded += 1
             close_all(call.take_fds())
@@ -177,11 +179,11 @@ class Calls:
         if verdict is Verdict.OVERLOADED:
             return self._server.overload_text
         if verdict is Verdict.LIMITED:
-            return self._server.accounts.calls_text(self._account)
-        if self._account.is_full and self.has_running_streams():
+            return self._server.accounts.calls_text(self.account)
+        if self.account.is_full and self.has_running_streams():
             # Read for its streams alone: the account is full, and what waits would only make it fuller.
-            self._server.admission.withdraw(self._session, call.call_id, self._account.calls)
-            return self._server.accounts.bytes_text(self._account)
+            self._server.admission.withdraw(self._session, call.call_id, self.account.calls)
+            return self._server.accounts.bytes_text(self.account)
         self._hold(call, len(call.payload))
         return None
 
@@ -202,13 +204,13 @@ class Calls:
         stopping = self._server.stopping
         call.context = Context(self._session.peer, call.method.name, call.call_id, call.deadline, stopping)
         try:
-            invocation = self._server.mapped.bind(call)
+            invocation = bind_arguments(call)
         except (InvalidArgumentError, OverloadedError) as error:
             self._turn_away(call, self._code_for(error), f"{call.method.name}: {error}")
             return
         call.payload = b""
         where = self._context_of(call.call_id) if self._begun else None
-        if self._account.is_full and (call.inlet or call.outlet):
+        if self.account.is_full and (call.inlet or call.outlet):
             self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
             run = contained(invocation) if call.outlet is None else send_all(invocation, call.outlet)
@@ -219,21 +221,20 @@ class Calls:
             return
         try:
             work = partial(self._run_in_worker, call, invocation)
-            self._server.accounts.submit(self._account, work if where is None else partial(where.run, work))
+            self._server.accounts.submit(self.account, work if where is None else partial(where.run, work))
         except RuntimeError as error:
             name = self._server.service.name
             extra = event("no_thread", self.peer, service=name, method=call.method.name, call_id=call.call_id)
             # Not the error itself, which leads to the call and what it holds.
             logger.error("%s cannot start a thread: %s", name, str(error), extra=extra)
-            if call.mapped:
-                self._server.mapped.release(call)
+            release_buffers(call)
             self._turn_away(call, ErrorCode.OVERLOADED, f"{call.method.name}: the service cannot start a thread")
 
     def _turn_away(self, call: RunningCall, code: str, message: str) -> None:
         """Answer a call that has its slot and will not run."""
         self._end(call)
         call.let_go()
-        self._server.release_slot_soon(self._account)
+        self._server.release_slot_soon(self.account)
         self.fail(call.call_id, code, message)
 
     def _run_inline(
@@ -246,7 +247,7 @@ class Calls:
             if fds:
                 call = RunningCall(self, call_id, method, payload, is_named, deadline, fds)
                 call.context = context
-                invocation = self._server.mapped.bind(call)
+                invocation = bind_arguments(call)
             else:
                 invocation = bind(method, payload, is_named, context)
         except (InvalidArgumentError, OverloadedError) as error:
@@ -264,7 +265,7 @@ class Calls:
         else:
             self._answer(method, call_id, result)
         if call is not None:
-            self._server.mapped.release(call)
+            release_buffers(call)
 
     def _code_for(self, error: InvalidArgumentError | OverloadedError) -> str:
         """Return the code for a call whose arguments were not taken."""
@@ -326,8 +327,8 @@ class Calls:
 
     def _worker_done(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         self._finish(call, result, failure)
-        self._server.accounts.thread_done(self._account)
-        self._server.release_slot(self._account)
+        self._server.accounts.thread_done(self.account)
+        self._server.release_slot(self.account)
 
     def _task_done(self, call: RunningCall, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
@@ -335,12 +336,11 @@ class Calls:
         else:
             failure = task.exception()
             self._finish(call, None if failure else task.result(), failure)
-        self._server.release_slot(self._account)
+        self._server.release_slot(self.account)
 
     def _finish(self, call: RunningCall, result: Any, failure: BaseException | None) -> None:
         """Take the end of a handler."""
-        if call.mapped:
-            self._server.mapped.release(call)
+        release_buffers(call)
         self._conclude(call, result, failure)
         call.let_go()
 
@@ -371,7 +371,7 @@ class Calls:
         if call.is_ended:
             close_attached(frame)
         elif not self._charge_unsent(frame):
-            self._turn_down(call, self._server.accounts.descriptors_text(self._account))
+            self._turn_down(call, self._server.accounts.descriptors_text(self.account))
         else:
             self._protocol.item(call.call_id, frame)
             self._session.note_queued(len(frame))
@@ -416,7 +416,7 @@ class Calls:
             return
         if not self._charge_unsent(reply):
             self._server.counts.overloaded += 1
-            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self._account))
+            self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self.account))
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
@@ -484,7 +484,7 @@ class Calls:
 
     def _stop(self, call: RunningCall, reason: CallError | None) -> None:
         """Keep a waiting call from starting, or tell a running one to end; its slot returns when it has."""
-        if self._server.admission.withdraw(self._session, call.call_id, self._account.calls) is not None:
+        if self._server.admission.withdraw(self._session, call.call_id, self.account.calls) is not None:
             return
         if call.context is not None:
             call.context.end(reason)
@@ -525,12 +525,12 @@ class Calls:
                 if frame.fds and not call.method.signature.takes_attached:
                     self._refuse_fds(frame, call.method)
                     return
-                if self._account.is_full and call.context is None:
+                if self.account.is_full and call.context is None:
                     close_all(frame.fds)
-                    self._turn_down(call, self._server.accounts.bytes_text(self._account))
+                    self._turn_down(call, self._server.accounts.bytes_text(self.account))
                     return
                 if frame.fds and not self._charge_fds(frame):
-                    self._turn_down(call, self._server.accounts.descriptors_text(self._account))
+                    self._turn_down(call, self._server.accounts.descriptors_text(self.account))
                     return
                 self._hold(call, frame.cost)
                 call.inlet.deliver(frame)
@@ -562,7 +562,7 @@ class Calls:
         for call in list(self.open.values()):
             self._end(call)
             self._stop(call, None)
-        self._server.admission.withdraw_all(self._session, self._account.calls)
+        self._server.admission.withdraw_all(self._session, self.account.calls)
         for call_id in list(self._begun):
             self._tell(call_id, DISCONNECTED, 0)
 

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hostline.aio.serving.bounds.accounts import Accounts
-from hostline.aio.serving.bounds.mapped import MappedBuffers
 from hostline.aio.serving.doorkeeper import Doorkeeper
 from hostline.aio.serving.running import RunningCall
 from hostline.aio.serving.session import Session
@@ -94,7 +93,6 @@ class Server:
         takes_fds = any(method.signature.takes_attached for method in self.methods)
         self.has_descriptors = bound.key is None
         self.max_fds = MAX_FDS_PER_FRAME if takes_fds and self.has_descriptors else 0
-        self.mapped = MappedBuffers()
         self.counts = CallCounts()
         self.observers: tuple[Observer, ...] = (access_line,) if self.settings.access_log else ()
         self.stopping = Stopping()

@@ -42,7 +42,7 @@ from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached
 from hostline.wire.codec import ErrorCode, GoawayCode, encode_failure
-from hostline.wire.frame import Flag, Frame, Kind
+from hostline.wire.frame import Frame, Kind
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -54,9 +54,7 @@ _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _CALL: Final = int(Kind.CALL)
 _CANCEL: Final = int(Kind.CANCEL)
-_CREDIT: Final = int(Kind.CREDIT)
 _ITEM: Final = int(Kind.ITEM)
-_STREAM: Final = int(Flag.STREAM)
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25

@@ -87,6 +87,7 @@ class Account:
         kept: Bytes on their way to a handler.
         unread: Bytes of answers that wait to be read.
         descriptors: Descriptors that arrived and were not taken, or wait to be sent.
+        mapped: Bytes of buffers among the arguments of calls that have not ended.
         calls: Calls that run and wait.
         thread_count: Of the calls that run, those that were given to worker threads.
         backlog: Work for threads behind them.
@@ -111,6 +112,7 @@ class Account:
         "is_over",
         "kept",
         "line",
+        "mapped",
         "thread_count",
         "uid",
         "unread",
@@ -123,6 +125,7 @@ class Account:
         self.kept = 0
         self.unread = 0
         self.descriptors = 0
+        self.mapped = 0
         self.calls = Group()
         self.thread_count = 0
         self.backlog: deque[Any] = deque()
@@ -147,6 +150,7 @@ class Account:
             or self.kept
             or self.unread
             or self.descriptors
+            or self.mapped
             or calls.running_count
             or calls.waiting_count
             or self.thread_count

@@ -133,6 +133,7 @@ class Accounts:
                 waiting=account.calls.waiting_count,
                 bytes=account.kept + account.unread,
                 descriptors=account.descriptors,
+                mapped=account.mapped,
             )
             for _, account in sorted(self.quotas.accounts.items())
         ]
