@@ -145,7 +145,7 @@ def test_a_call_whose_caller_went_and_one_of_no_method_have_a_line_too(sock_dir:
 def test_without_it_there_is_no_line_and_nothing_is_kept(sock_dir: Path, log: Records) -> None:
     with ServerThread(shop(), sock_dir / "s") as server, hostline.connect(sock_dir / "s") as line:
         line.call("task", 1)
-        assert server.do(lambda server: [session._calls._begun for session in server._sessions]) == [{}]
+        assert server.do(lambda server: [session._calls._watched.begun for session in server._sessions]) == [{}]
     assert log.of("call") == []
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Final
 
 __all__ = ["NEVER", "Deadline", "monotonic", "poll_milliseconds"]
@@ -16,15 +15,17 @@ __all__ = ["NEVER", "Deadline", "monotonic", "poll_milliseconds"]
 monotonic = time.monotonic
 
 
-@dataclass(frozen=True, slots=True)
 class Deadline:
-    """Hold the moment, on the monotonic clock, after which waiting stops.
+    """Hold the moment, on the monotonic clock, after which waiting stops; it never changes.
 
     Attributes:
         at: Absolute monotonic time in seconds; `math.inf` means no deadline.
     """
 
-    at: float
+    __slots__ = ("at",)  # and no dataclass: every call makes one, and a frozen one is three times as dear
+
+    def __init__(self, at: float) -> None:
+        self.at = at
 
     @classmethod
     def after(cls, timeout: float | None, now: float | None = None) -> Deadline:
@@ -63,6 +64,15 @@ class Deadline:
     def is_never(self) -> bool:
         """Whether there is no deadline at all."""
         return self.at == math.inf
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Deadline) and self.at == other.at
+
+    def __hash__(self) -> int:
+        return hash(self.at)
+
+    def __repr__(self) -> str:
+        return f"Deadline(at={self.at})"
 
 
 NEVER = Deadline(math.inf)

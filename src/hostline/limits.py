@@ -125,6 +125,14 @@ MAX_ELEMENTS = 100_000
 # number of system calls.
 READ_SIZE = 64 << 10
 
+# Bytes of the first reads of a connection, and of those of one on which little comes: memory for a whole READ_SIZE
+# costs more than the system call that fills a corner of it.
+LEAST_READ_SIZE = 4 << 10
+
+# Seconds until a connection that was read on an event loop that may have stopped watching it (libuv does at POLLERR) is
+# tried once more. Shorter costs busy connections more, longer lets those that ended stay.
+SECOND_LOOK = 0.02
+
 # --- channels --------------------------------------------------------------------------------------
 
 # Bytes of one message on a channel, for the same reason as for a frame: the header alone must not decide how much is

@@ -16,10 +16,11 @@ from typing import Any, Final
 from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline, monotonic
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, UnavailableError
-from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
+from hostline.limits import HIGH_WATER, LEAST_READ_SIZE, LOW_WATER, READ_SIZE, SECOND_LOOK
 from hostline.protocol.connection import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
+from hostline.protocol.reading import next_read_size
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
@@ -62,6 +63,8 @@ class Caller:
         self._liveness = settings.liveness(self.protocol.decoder.mark)
         self._life_timer: asyncio.TimerHandle | None = None
         self._looks_again = must_look_again(self._loop)
+        self._second_look: asyncio.TimerHandle | None = None
+        self._read_size = LEAST_READ_SIZE
         self._is_writing = False
         self._is_turn_open = False
         self._is_closed = False
@@ -285,8 +288,12 @@ class Caller:
     # --- reading and writing -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._read() and self._looks_again:
-            self._loop.call_soon(self._on_readable)
+        if self._read() and self._looks_again and self._second_look is None:
+            self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._second_look = None
+        self._on_readable()
 
     def _read(self) -> bool:
         """Read once and do what it says; whether there may be more to read now."""
@@ -297,7 +304,8 @@ class Caller:
             if self.protocol.max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
             else:
-                data = self._sock.recv(READ_SIZE)
+                data = self._sock.recv(self._read_size)
+                self._read_size = next_read_size(self._read_size, len(data))
         except (BlockingIOError, InterruptedError):
             return False
         except DescriptorError as error:
@@ -361,8 +369,9 @@ class Caller:
         """Send what the protocol answers by itself; not while the server reads nothing, or its pings would fill us."""
         if self._is_writing:
             return
-        for data in self.protocol.data_to_send():
-            self._queue(data)
+        if self.protocol.has_data_to_send:
+            for data in self.protocol.data_to_send():
+                self._queue(data)
 
     def _write(self) -> None:
         outgoing = self._outgoing
@@ -415,8 +424,9 @@ class Caller:
         self._is_closed = True
         self._loop.remove_reader(self._fd)
         self._stop_writing()
-        if self._life_timer is not None:
-            self._life_timer.cancel()
+        for timer in (self._life_timer, self._second_look):
+            if timer is not None:
+                timer.cancel()
         if not self._greeted.done():
             self._greeted.set_exception(error or UnavailableError(f"{reason} before its hello", True))
             self._greeted.exception()  # looked at: a caller that was cancelled leaves nobody to do it

@@ -39,6 +39,8 @@ class Invocation(NamedTuple):
 
     def run(self) -> Any:
         """Call the handler; for an `async def` this makes the coroutine."""
+        if not self.keywords:
+            return self.function(*self.args)
         return self.function(*self.args, **self.keywords)
 
 

@@ -42,6 +42,7 @@ class Method:
         name: What callers call it.
         function: The handler.
         execution: How it runs.
+        is_inline: Whether on the loop itself.
         signature: How its arguments are decoded and described.
         raises: Exception classes that callers see by name and message; any other is an internal error to them.
         is_idempotent: Whether running it twice does no harm, so that a client may repeat it by itself.
@@ -57,6 +58,7 @@ class Method:
         "fd_kinds",
         "function",
         "is_idempotent",
+        "is_inline",
         "name",
         "raises",
         "signature",
@@ -75,6 +77,7 @@ class Method:
         self.name = check_method_name(name or str(getattr(function, "__name__", "")))
         self.function = function
         self.execution = _execution(self.name, function, inline)
+        self.is_inline = self.execution is Execution.INLINE
         self.signature = Signature(function, injected=(Context,))
         self.context_name = self.signature.injected.get(Context)
         _check_streams(self.name, function, self.execution, self.signature)

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
-from hostline.limits import READ_SIZE
+from hostline.limits import LEAST_READ_SIZE, READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
+from hostline.protocol.reading import next_read_size
 from hostline.rpc.attachments import Attachments, recv_attached, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
@@ -30,7 +31,7 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, arrived_size
+from hostline.unix.options import allow_fds, arrived_size, set_kernel_timeout
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached
@@ -39,6 +40,11 @@ from hostline.wire.frame import Frame
 __all__ = ["Caller"]
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+
+# Seconds that a read waits in the kernel by itself (SO_RCVTIMEO), where the deadline leaves so many: the usual answer
+# comes within them, and saves the call a poll(2) before its read. Who waits longer polls, to any deadline.
+_READ_WAIT: Final = 0.1
 
 
 class Caller:
@@ -55,6 +61,7 @@ class Caller:
         "_is_unasked",
         "_liveness",
         "_poll_in",
+        "_read_size",
         "_rest_size",
         "_sock",
         "loan",
@@ -85,6 +92,8 @@ class Caller:
             )
             self._liveness = settings.liveness(self.protocol.decoder.mark)
             self._is_unasked = False  # whether a ping was due in the middle of a frame, and not sent
+            self._read_size = LEAST_READ_SIZE
+            set_kernel_timeout(sock, socket.SO_RCVTIMEO, _READ_WAIT)
         except BaseException:
             sock.close()
             raise
@@ -236,20 +245,12 @@ class Caller:
 
     def _read_answers(self, outgoing: Outgoing) -> int:
         """Read once, give the answers to the batch they belong to, and return how many bytes came."""
-        fds: list[Fd] | None = None
-        try:
-            if self.protocol.max_fds:
-                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
-            else:
-                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        data, fds = self._recv(self.protocol.max_fds, _DONTWAIT)
+        if data is None:
             return 0
-        except DescriptorError as error:
-            raise RemoteProtocolError(error.strerror or str(error)) from error
-        except OSError as error:
-            raise BrokenCallError("the server closed the connection", was_sent=True) from error
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
+        self._read_size = next_read_size(self._read_size, len(data))
         for entry, frame in self.protocol.receive_data(data, fds):
             if not entry.done():
                 entry.set_result(frame)
@@ -431,31 +432,45 @@ class Caller:
         """Return what changes when anything has come: while a frame is sent it stays in the socket."""
         return self.protocol.decoder.mark, arrived_size(self._sock)
 
-    def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
-        """Wait for bytes and return the answers they complete."""
-        if self._liveness is not None:
-            self._wait(None, deadline, is_between_frames=True)
-        elif not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
-            raise TimeoutError
-        protocol = self.protocol
-        fds: list[Fd] | None = None
+    def _recv(self, max_fds: int, flags: int = 0) -> tuple[bytes | None, list[Fd] | None]:
+        """Read once; None if nothing came, and what came with it."""
         try:
-            if protocol.max_fds:
-                data, fds = recv_attached(self._sock, READ_SIZE, protocol.max_fds)
-            else:
-                data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
+            if max_fds:
+                return recv_attached(self._sock, READ_SIZE, max_fds)
+            return self._sock.recv(self._read_size, flags), None
         except BlockingIOError:
-            return []
+            return None, None
         except DescriptorError as error:
             raise RemoteProtocolError(error.strerror or str(error)) from error
         except OSError as error:
             raise BrokenCallError("the server closed the connection", was_sent=True) from error
+
+    def _wait_for_data(self, deadline: Deadline) -> None:
+        if self._liveness is not None:
+            self._wait(None, deadline, is_between_frames=True)
+        elif not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
+            raise TimeoutError
+
+    def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
+        """Wait for bytes and return the answers they complete."""
+        protocol = self.protocol
+        data: bytes | None = None
+        fds: list[Fd] | None = None
+        if not protocol.max_fds and self._liveness is None and deadline.remaining() > _READ_WAIT:
+            data, _ = self._recv(0)  # the kernel waits a little; poll goes on to the deadline
+        if data is None:
+            self._wait_for_data(deadline)
+            data, fds = self._recv(protocol.max_fds, _DONTWAIT)
+            if data is None:
+                return []
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
+        self._read_size = next_read_size(self._read_size, len(data))
         answers = protocol.receive_data(data, fds)
         try:
-            for reply in self.protocol.data_to_send() if may_answer else ():
-                self._send(reply, deadline)
+            if may_answer and protocol.has_data_to_send:
+                for reply in protocol.data_to_send():
+                    self._send(reply, deadline)
         except (BrokenCallError, TimeoutError):
             if not answers:
                 raise

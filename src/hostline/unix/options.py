@@ -30,9 +30,11 @@ __all__ = [
     "forget_options",
     "largest_packet",
     "mark_packets",
+    "set_kernel_timeout",
     "unread_by_peer",
 ]
 
+_TIMEVAL = struct.Struct("@ll")
 _IS_LINUX = sys.platform == "linux"
 
 # Linux numbers that Python's socket module lacks.
@@ -153,6 +155,18 @@ def mark_packets(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    """Set how long the kernel waits by itself in a call on a blocking socket.
+
+    Args:
+        sock: The socket.
+        option: `SO_SNDTIMEO`, which also bounds a wait in a full backlog, or `SO_RCVTIMEO`.
+        seconds: How long. Zero switches it off, so that the shortest wait is one microsecond.
+    """
+    micros = max(1, int(seconds * 1_000_000)) if seconds else 0
+    sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(micros, 1_000_000)))
 
 
 def largest_packet(sock: socket.socket) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import select
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,7 +22,14 @@ from hostline.clock import Deadline, monotonic
 from hostline.errors import ConnectTimeoutError, PeerRefusedError, SocketError
 from hostline.unix.address import AbstractAddress, Address, PathAddress, SocketType, reachable
 from hostline.unix.credentials import Peer, Peers, read_peer
-from hostline.unix.options import check_target, checked_max_fds, checked_type, disallow_fds, mark_packets
+from hostline.unix.options import (
+    check_target,
+    checked_max_fds,
+    checked_type,
+    disallow_fds,
+    mark_packets,
+    set_kernel_timeout,
+)
 from hostline.unix.oserrors import printable, translate
 
 __all__ = [
@@ -44,7 +50,6 @@ __all__ = [
     "try_connect",
 ]
 
-_TIMEVAL = struct.Struct("@ll")
 
 # The longest SO_SNDTIMEO asked for at once, in seconds; whoever has longer asks again. Keeps the number far from
 # overflow.
@@ -230,7 +235,7 @@ def _wait_for_backlog(sock: socket.socket, address: Address, socket_type: Socket
             left = deadline.remaining()
             if left <= 0:
                 raise backlog_full(address, socket_type, monotonic() - started)
-            _set_send_timeout(sock, min(left, _LONGEST_WAIT))
+            set_kernel_timeout(sock, socket.SO_SNDTIMEO, min(left, _LONGEST_WAIT))
             try:
                 sock.connect(raw)
             except BlockingIOError:
@@ -240,13 +245,7 @@ def _wait_for_backlog(sock: socket.socket, address: Address, socket_type: Socket
                     raise _connect_failure(error, address, socket_type) from error
             if is_connected(sock):
                 break
-    _set_send_timeout(sock, 0)
-
-
-def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
-    """Set SO_SNDTIMEO. Zero switches it off, so that the shortest wait is one microsecond."""
-    micros = max(1, int(seconds * 1_000_000)) if seconds else 0
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(micros, 1_000_000)))
+    set_kernel_timeout(sock, socket.SO_SNDTIMEO, 0)
 
 
 def backlog_full(address: Address, socket_type: SocketType, waited: float) -> ConnectTimeoutError:

@@ -8,7 +8,6 @@ More than 400 lines, because a call's ways to end must each be known to all the 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostline.aio.serving.bounds.mapped import bind_arguments, release_buffers
 from hostline.aio.serving.running import RunningCall, contained, send_all, send_all_from_thread
 from hostline.aio.serving.streams import Outlet, TaskInlet, WorkerInlet
+from hostline.aio.serving.watched import WatchedCalls
 from hostline.clock import NEVER, Deadline, monotonic
 from hostline.errors import (
     CallCancelledError,
@@ -33,7 +33,7 @@ from hostline.rpc.attachments import Attachments
 from hostline.rpc.context import Context, enter_context
 from hostline.rpc.dispatch import Invocation, bind, describe_failure, logger
 from hostline.rpc.service import Execution, Method
-from hostline.rpc.watching.calls import DISCONNECTED, OK, BegunCall, FinishedCall
+from hostline.rpc.watching.calls import OK
 from hostline.rpc.watching.fields import event
 from hostline.rpc.watching.tracing import hooks
 from hostline.unix.credentials import Peer
@@ -76,12 +76,12 @@ class Calls:
         held_size: Bytes of arguments of those that wait, and of items that no handler has taken yet.
     """
 
-    __slots__ = ("_begun", "_loop", "_protocol", "_server", "_session", "account", "held_size", "open")
+    __slots__ = ("_loop", "_protocol", "_server", "_session", "_watched", "account", "held_size", "open")
 
     def __init__(self, session: Session, server: Server, protocol: ServerConnection) -> None:
         self.open: dict[int, RunningCall] = {}
         self.held_size = 0
-        self._begun: dict[int, BegunCall] = {}  # what is watched of them; nothing unless somebody watches
+        self._watched = WatchedCalls(server, session.peer)
         self.account = session.holding.account
         self._session = session
         self._server = server
@@ -121,7 +121,7 @@ class Calls:
         methods = server.methods
         if frame.method >= len(methods):
             if server.observers:
-                self._watch(frame, "", None)
+                self._watched.begin(frame, "", None)
             text = f"method number {frame.method} is not in the hello: 0 to {len(methods) - 1}"
             self.fail(call_id, ErrorCode.NOT_FOUND, text)
             return
@@ -132,7 +132,7 @@ class Calls:
             self._session.violate(error)
             return
         if server.observers or hooks.tracer is not None:
-            self._watch(frame, method.name, carrier)
+            self._watched.begin(frame, method.name, carrier)
         if method.allow is not None and (reason := method.allow.refusal(self._session.peer)) is not None:
             self.fail(call_id, ErrorCode.DENIED, f"{method.name}: {reason}")
             return
@@ -152,10 +152,10 @@ class Calls:
             self._server.counts.overloaded += 1
             self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self.account))
             return
-        deadline = NEVER if time_left is None else Deadline(monotonic() + time_left)
-        if method.execution is Execution.INLINE:
-            self._run_inline(method, call_id, payload, is_named, deadline, frame.fds)
+        if method.is_inline:
+            self._run_inline(method, call_id, payload, is_named, time_left, frame.fds)
             return
+        deadline = _deadline(time_left)
         call = RunningCall(self, call_id, method, payload, is_named, deadline, frame.fds)
         if method.signature.streams_result:
             call.outlet = Outlet(call, self._loop)
@@ -209,7 +209,7 @@ class Calls:
             self._turn_away(call, self._code_for(error), f"{call.method.name}: {error}")
             return
         call.payload = b""
-        where = self._context_of(call.call_id) if self._begun else None
+        where = self._watched.context_of(call.call_id) if self._watched.begun else None
         if self.account.is_full and (call.inlet or call.outlet):
             self._loop.call_soon(self._session.read_on)  # the handler may wait for what was not read so far
         if call.method.execution is Execution.TASK:
@@ -238,14 +238,16 @@ class Calls:
         self.fail(call.call_id, code, message)
 
     def _run_inline(
-        self, method: Method, call_id: int, payload: bytes, is_named: bool, deadline: Deadline, fds: Sequence[Fd]
+        self, method: Method, call_id: int, payload: bytes, is_named: bool, time_left: float | None, fds: Sequence[Fd]
     ) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
-        context = Context(self._session.peer, method.name, call_id, deadline) if method.context_name else None
+        context: Context | None = None
         call: RunningCall | None = None
+        if method.context_name is not None:
+            context = Context(self._session.peer, method.name, call_id, _deadline(time_left))
         try:
             if fds:
-                call = RunningCall(self, call_id, method, payload, is_named, deadline, fds)
+                call = RunningCall(self, call_id, method, payload, is_named, _deadline(time_left), fds)
                 call.context = context
                 invocation = bind_arguments(call)
             else:
@@ -254,7 +256,7 @@ class Calls:
             self.fail(call_id, self._code_for(error), f"{method.name}: {error}")
             return
         try:
-            if self._begun and (where := self._context_of(call_id)) is not None:
+            if self._watched.begun and (where := self._watched.context_of(call_id)) is not None:
                 result = where.run(invocation.run)
             else:
                 result = invocation.run()
@@ -360,8 +362,8 @@ class Calls:
         elif call.outlet is not None:
             self._server.count_answer(call.method.name)
             self._protocol.end(call.call_id)
-            if self._begun:
-                self._tell(call.call_id, OK, 0)
+            if self._watched.begun:
+                self._watched.end(call.call_id, OK, 0)
         else:
             self._answer(call.method, call.call_id, result)
         self._session.flush_soon()
@@ -420,13 +422,13 @@ class Calls:
             return
         self._server.count_answer(method.name)
         self._protocol.reply(call_id, reply)
-        if self._begun:
-            self._tell(call_id, OK, len(reply) - HEADER_SIZE)
+        if self._watched.begun:
+            self._watched.end(call_id, OK, len(reply) - HEADER_SIZE)
         self._session.note_queued(len(reply))
 
     def _answer_failure(self, method: Method, call_id: int, error: BaseException) -> None:
-        if self._begun and (begun := self._begun.get(call_id)) is not None and begun.span is not None:
-            begun.span.note(error)
+        if self._watched.begun:
+            self._watched.note(call_id, error)
         if isinstance(error, asyncio.CancelledError):
             self.fail(call_id, ErrorCode.CANCELLED, f"{method.name} was cancelled by the service")
             return
@@ -437,8 +439,8 @@ class Calls:
         """Answer a call with an error."""
         self._server.count_failure()
         size = self._protocol.fail(call_id, code, name, message)
-        if self._begun:
-            self._tell(call_id, code, size - HEADER_SIZE)
+        if self._watched.begun:
+            self._watched.end(call_id, code, size - HEADER_SIZE)
         self._session.note_queued(size)
         self._session.flush_soon()
 
@@ -563,37 +565,8 @@ class Calls:
             self._end(call)
             self._stop(call, None)
         self._server.admission.withdraw_all(self._session, self.account.calls)
-        for call_id in list(self._begun):
-            self._tell(call_id, DISCONNECTED, 0)
+        self._watched.end_all()
 
-    # --- watching ----------------------------------------------------------------------------------------
 
-    def _watch(self, frame: Frame, method: str, carrier: dict[str, str] | None) -> None:
-        """Begin to watch a call: somebody wants to know what becomes of it."""
-        begun = BegunCall(method, monotonic(), len(frame.payload))
-        if hooks.tracer is not None:
-            begun.span = hooks.tracer.serve(
-                self._server.service.name, method, frame.call_id, self._session.peer, carrier
-            )
-        self._begun[frame.call_id] = begun
-
-    def _context_of(self, call_id: int) -> contextvars.Context | None:
-        """Return where the handler of a call is to run: its span is the current one there."""
-        begun = self._begun.get(call_id)
-        return None if begun is None or begun.span is None else begun.span.context
-
-    def _tell(self, call_id: int, outcome: str, bytes_out: int) -> None:
-        """Tell those who watch what became of a call, once."""
-        begun = self._begun.pop(call_id, None)
-        if begun is None:
-            return
-        if begun.span is not None:
-            begun.span.end(outcome)
-        if self._server.observers:
-            seconds = monotonic() - begun.started
-            name = self._server.service.name
-            self._server.tell(
-                FinishedCall(
-                    name, begun.method, call_id, self._session.peer, seconds, outcome, begun.bytes_in, max(bytes_out, 0)
-                )
-            )
+def _deadline(time_left: float | None) -> Deadline:
+    return NEVER if time_left is None else Deadline(monotonic() + time_left)

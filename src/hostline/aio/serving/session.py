@@ -25,13 +25,16 @@ from hostline.limits import (
     FRAMES_PER_TURN,
     HANDSHAKE_TIMEOUT,
     HIGH_WATER,
+    LEAST_READ_SIZE,
     LOW_WATER,
     READ_SIZE,
+    SECOND_LOOK,
     SIGN_OF_LIFE,
     SLOW_READER_TIMEOUT,
 )
 from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
+from hostline.protocol.reading import next_read_size
 from hostline.rpc.attachments import recv_attached, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.rpc.watching.fields import event
@@ -93,8 +96,10 @@ class Session:
         "_paused_checks",
         "_protocol",
         "_quiet",
+        "_read_size",
         "_reader",
         "_reserved",
+        "_second_look",
         "_server",
         "_sock",
         "_turn",
@@ -132,6 +137,8 @@ class Session:
         self._is_paused = False
         self._is_writing = False
         self._looks_again = must_look_again(self._loop)
+        self._second_look: asyncio.TimerHandle | None = None
+        self._read_size = LEAST_READ_SIZE
         self._unflushed = 0  # bytes of answers that the protocol holds
         self._watched = 0  # frames that were complete when the frame timer began
         self._frame_timer: asyncio.TimerHandle | None = None
@@ -168,8 +175,12 @@ class Session:
     # --- reading -------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._read() and self._looks_again:
-            self._loop.call_soon(self._on_readable)
+        if self._read() and self._looks_again and self._second_look is None:
+            self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._second_look = None
+        self._on_readable()
 
     def _read(self) -> bool:
         """Read once and do what it says; whether there may be more to read now."""
@@ -183,7 +194,8 @@ class Session:
             if self._max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self._max_fds)
             else:
-                data = self._sock.recv(READ_SIZE)
+                data = self._sock.recv(self._read_size)
+                self._read_size = next_read_size(self._read_size, len(data))
         except (BlockingIOError, InterruptedError):
             return False
         except DescriptorError as error:
@@ -527,7 +539,7 @@ class Session:
         if self._is_writing:
             self._loop.remove_writer(self._fd)
         timers = (self._handshake_timer, self._frame_timer, self._check_timer, self._turn)
-        for timer in (*timers, self._fds_timer, self._fds_wait, self._reader, self._quiet):
+        for timer in (*timers, self._fds_timer, self._fds_wait, self._second_look, self._reader, self._quiet):
             if timer is not None:
                 timer.cancel()
         for frame in self._kept:

@@ -36,6 +36,11 @@ class Connection:
         """Whether the peer has said that it does."""
         return "ping" in self._features and self.state in (State.OPEN, State.CLOSING)
 
+    @property
+    def has_data_to_send(self) -> bool:
+        """Whether `data_to_send` has anything."""
+        return bool(self._outgoing)
+
     def data_to_send(self) -> list[bytes | bytearray]:
         """Return the frames to send, in order, and forget them."""
         outgoing = self._outgoing
