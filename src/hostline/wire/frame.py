@@ -14,13 +14,14 @@ The decoder knows the form of frames and their bounds. Which frame may come when
 from __future__ import annotations
 
 import enum
-import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import hostline.wire.header as header
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, FD_COST, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
 from hostline.wire.attached import close_owners
+from hostline.wire.header import HEADER, HEADER_SIZE
 
 __all__ = [
     "FLAGS",
@@ -33,12 +34,6 @@ __all__ = [
     "check_frame_size",
     "encode_frame",
 ]
-
-HEADER: Final = struct.Struct("<IBBHII")
-HEADER_SIZE: Final = HEADER.size
-
-_unpack_header = HEADER.unpack_from
-_new_tuple = tuple.__new__  # half the price of the generated Frame.__new__
 
 
 class Kind(enum.IntEnum):
@@ -82,6 +77,7 @@ _WITHOUT_PAYLOAD: Final = frozenset({Kind.END, Kind.CANCEL, Kind.PING, Kind.PONG
 _HELLO: Final = int(Kind.HELLO)
 _CALL: Final = int(Kind.CALL)
 _ITEM: Final = int(Kind.ITEM)
+_SIZE: Final = HEADER_SIZE
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
@@ -122,7 +118,7 @@ def encode_frame(
     """
     if len(payload) > 0xFFFF_FFFF:
         raise LocalProtocolError(f"payload of {len(payload)} bytes exceeds the {0xFFFF_FFFF} a frame can carry")
-    return HEADER.pack(len(payload), kind, flags, 0, call_id, method) + payload
+    return header.frame(payload, kind, flags, call_id, method)
 
 
 def check_frame_size(max_frame_size: int) -> int:
@@ -165,7 +161,7 @@ class FrameDecoder:
         self._limit = MAX_HELLO_SIZE
         self._has_met = False
         self._buffer = bytearray()
-        self._needed = HEADER_SIZE
+        self._needed = _SIZE
         self.frame_count = 0
 
     @property
@@ -211,8 +207,8 @@ class FrameDecoder:
         frames: list[Frame] = []
         size = len(data)
         start = 0
-        while size - start >= HEADER_SIZE:
-            length, kind, flags, fd_count, call_id, method = _unpack_header(data, start)
+        while size - start >= _SIZE:
+            length, kind, flags, fd_count, call_id, method = header.unpack(data, start)
             # One look for calls, answers and items, which are nearly all there is; the rest is checked in full.
             if (
                 length > self._limit
@@ -227,11 +223,11 @@ class FrameDecoder:
                 if start or is_new:
                     held, fds = fds or (), None
                 _match(fd_count, held)
-            end = start + HEADER_SIZE + length
+            end = start + _SIZE + length
             if end > size:
                 break
-            payload = data[start + HEADER_SIZE : end]
-            frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
+            payload = data[start + _SIZE : end]
+            frames.append(header.new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
             if held:
                 held = ()
             start = end
@@ -239,7 +235,7 @@ class FrameDecoder:
                 self.expect_frames()
         self.frame_count += len(frames)
         if start < size:
-            self._keep(data, start, held, fds, is_new=bool(start or is_new))
+            self._keep(data, start, held, fds, start > 0 or is_new)
         elif fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         else:
@@ -251,12 +247,12 @@ class FrameDecoder:
         close_owners(self._held)
         self._held = ()
 
-    def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool) -> None:
+    def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, is_new: bool) -> None:
         """Hold the rest of `data`, and its descriptors, until its frame is there."""
         self._buffer += data[start:] if start else data
-        self._needed = HEADER_SIZE
-        if len(data) - start >= HEADER_SIZE:
-            self._needed += HEADER.unpack_from(data, start)[0]
+        self._needed = _SIZE
+        if len(data) - start >= _SIZE:
+            self._needed += header.unpack(data, start)[0]
         elif is_new and fds:
             held, fds = fds, None  # its header will tell how many it announces
         if fds:
