@@ -14,6 +14,8 @@ __all__ = ["NEVER", "Deadline", "monotonic", "poll_milliseconds"]
 
 monotonic = time.monotonic
 
+_INF: Final = math.inf
+
 
 class Deadline:
     """Hold the moment, on the monotonic clock, after which waiting stops; it never changes.
@@ -50,7 +52,7 @@ class Deadline:
 
     def left(self) -> float | None:
         """Return the seconds left as a `timeout` argument: None without a deadline."""
-        return None if self.at == math.inf else self.remaining()
+        return None if self.at == _INF else self.remaining()
 
     def has_passed(self, now: float | None = None) -> bool:
         """Say whether the moment is over."""
@@ -63,7 +65,7 @@ class Deadline:
     @property
     def is_never(self) -> bool:
         """Whether there is no deadline at all."""
-        return self.at == math.inf
+        return self.at == _INF
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Deadline) and self.at == other.at
@@ -87,7 +89,7 @@ def poll_milliseconds(seconds: float) -> int | None:
     Rounded up, so that a wait never ends just before its deadline and goes round again. Cut to what poll(2) takes,
     before it becomes an integer: whoever waits longer looks at the deadline and polls again.
     """
-    if seconds == math.inf:
+    if seconds == _INF:
         return None
     milliseconds = seconds * 1000
     return int(milliseconds) + 1 if milliseconds < _LONGEST_POLL else _LONGEST_POLL

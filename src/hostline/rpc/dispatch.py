@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from hostline.errors import (
@@ -30,18 +31,27 @@ __all__ = ["Invocation", "Refusal", "bind", "describe_failure"]
 logger: Final = logging.getLogger("hostline")
 
 
-class Invocation(NamedTuple):
-    """A handler and its checked arguments, ready to run."""
+class Invocation:
+    """A handler and its checked arguments, ready to run.
 
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    keywords: dict[str, Any]
+    Attributes:
+        function: The handler.
+        args: Its arguments by position.
+        keywords: Those by name.
+    """
+
+    __slots__ = ("args", "function", "keywords")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.keywords = keywords
 
     def run(self) -> Any:
         """Call the handler; for an `async def` this makes the coroutine."""
-        if not self.keywords:
-            return self.function(*self.args)
-        return self.function(*self.args, **self.keywords)
+        if self.keywords:
+            return self.function(*self.args, **self.keywords)
+        return self.function(*self.args)
 
 
 class Refusal(NamedTuple):
@@ -78,7 +88,7 @@ def bind(
         if arrived is None:
             args, keywords = method.signature.decode(payload, is_named)
         else:
-            args, keywords = arrived.read(lambda: method.signature.decode(payload, is_named))
+            args, keywords = arrived.read(partial(method.signature.decode, payload, is_named))
     except (InvalidArgumentError, OverloadedError):
         raise
     except UnclaimedError as error:

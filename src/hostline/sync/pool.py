@@ -35,9 +35,11 @@ class Loan:
         connection: The connection, once there is one.
     """
 
-    # Defaults of the class instead of a constructor, for every call makes one.
-    connection: Caller | None = None
-    wake: threading.Lock | None = None  # of a thread in the line; released to end its wait
+    __slots__ = ("connection", "wake")
+
+    def __init__(self) -> None:
+        self.connection: Caller | None = None
+        self.wake: threading.Lock | None = None  # of a thread in the line; released to end its wait
 
 
 class SharedPool:

@@ -106,9 +106,10 @@ class Calls:
         While one of them has a stream, reading must go on, for the items and the credit that it waits for; a call too
         many is answered at once then.
         """
-        if len(self.open) < MAX_CALLS_PER_CONNECTION:
-            return False
-        return not any(call.inlet is not None or call.outlet is not None for call in self.open.values())
+        return len(self.open) >= MAX_CALLS_PER_CONNECTION and not self._has_streams()
+
+    def _has_streams(self) -> bool:
+        return any(call.inlet is not None or call.outlet is not None for call in self.open.values())
 
     def has_running_streams(self) -> bool:
         """Whether a handler may be waiting for just what is read next."""

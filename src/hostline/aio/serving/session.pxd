@@ -1,0 +1,22 @@
+# C types for session.py.
+
+cdef class Session:
+    cdef public object peer, holding
+    cdef public bint is_held
+    cdef public object _server, _sock, _loop, _protocol, _calls, _outgoing
+    cdef object _fds_sent, _fds_timer, _fds_wait, _frame_timer, _reader, _check_timer, _turn, _handshake_timer, _quiet
+    cdef object _second_look
+    cdef list _kept
+    cdef int _fd
+    cdef double _fds_pause
+    cdef Py_ssize_t _max_fds, _kept_size, _reserved, _unflushed, _watched, _paused_checks, _read_size
+    cdef bint _is_closed, _is_draining, _is_flushing, _is_paused, _is_writing, _looks_again
+
+    cpdef bint _read(self) except *
+    cpdef object _take(self, list frames)
+    cpdef object note_queued(self, Py_ssize_t size)
+    cpdef object flush_soon(self)
+    cpdef object flush(self)
+    cpdef object settle(self)
+    cpdef object _queue(self, list buffers)
+    cpdef list _send_at_once(self, buffer)
