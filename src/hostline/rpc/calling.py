@@ -79,6 +79,8 @@ __all__ = [
     "wire_time",
 ]
 
+_REPLY: Final = int(Kind.REPLY)  # plain, for the hot path
+
 
 @dataclass(frozen=True, slots=True)
 class LineSettings:
@@ -254,7 +256,7 @@ def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = 
         CallError: The call failed; the class says how.
         InvalidResultError: The result is of another type.
     """
-    if frame.kind == Kind.REPLY:
+    if frame.kind == _REPLY:
         return _decoded(frame, returns)
     raise exception_for(decode_failure(frame.payload), raises)
 

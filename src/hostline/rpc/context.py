@@ -64,7 +64,7 @@ class Context:
         self.method = method
         self.call_id = call_id
         self.deadline = deadline
-        self._ended = threading.Event()
+        self._ended: threading.Event | None = None  # made by whoever waits for it first
         self._reason: CallError | None = None
         self._stopping = stopping
         self._fail: Callable[[CallError], object] | None = None
@@ -78,14 +78,18 @@ class Context:
     @property
     def is_cancelled(self) -> bool:
         """Whether nobody wants the answer any more: cancelled, past its deadline, or the caller is gone."""
-        return self._ended.is_set() or self.deadline.has_passed()
+        return self._reason is not None or self.deadline.has_passed()
 
     def wait_cancelled(self, timeout: float) -> bool:
         """Sleep for up to `timeout` seconds, less if the call ends before; returns `is_cancelled`.
 
         The way for a `def` handler to pause: it wakes as soon as the work has become pointless.
         """
-        self._ended.wait(max(0.0, min(timeout, self.time_left, threading.TIMEOUT_MAX)))
+        ended = self._ended
+        if ended is None:
+            ended = self._ended = threading.Event()
+        if self._reason is None:  # looked at after the event is there for `end`, which looks for it after the reason is
+            ended.wait(max(0.0, min(timeout, self.time_left, threading.TIMEOUT_MAX)))
         return self.is_cancelled
 
     def raise_if_cancelled(self) -> None:
@@ -103,7 +107,8 @@ class Context:
     def end(self, reason: CallError | None = None) -> None:
         """Tell the handler that the answer is not wanted any more; called by the server."""
         self._reason = reason or CallCancelledError(f"{self.method} was cancelled")
-        self._ended.set()
+        if self._ended is not None:
+            self._ended.set()
         for listener in self._listeners:
             listener(self._reason)
 
@@ -126,7 +131,7 @@ class Context:
         self._listeners += (listener,)
         if self._stopping is not None:
             self._stopping.listen(listener)
-        if self._ended.is_set():
+        if self._reason is not None:
             listener(self._reason)
 
     def forget(self, listener: Callable[..., object]) -> None:

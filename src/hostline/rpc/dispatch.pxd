@@ -6,6 +6,7 @@ cdef class Invocation:
     cdef readonly dict keywords
 
     cpdef object run(self)
+    cpdef object run_instant(self)
 
 
 cpdef Invocation bind(object method, object payload, bint is_named, object context, object items=*, object arrived=*)

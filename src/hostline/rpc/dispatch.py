@@ -6,9 +6,10 @@ reference that leads to the full record in the server's log.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -52,6 +53,19 @@ class Invocation:
         if self.keywords:
             return self.function(*self.args, **self.keywords)
         return self.function(*self.args)
+
+    def run_instant(self) -> Any:
+        """Run an `async def` handler that never waits from its beginning to its end, in a context of its own."""
+        return contextvars.copy_context().run(_run_to_end, self.run())
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise RuntimeError(f"{coroutine.__qualname__} waited, though there is no await in it")
 
 
 class Refusal(NamedTuple):

@@ -6,6 +6,7 @@ the first call. How a service is served is for the floor above (aio/serving/serv
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import inspect
@@ -42,7 +43,8 @@ class Method:
         name: What callers call it.
         function: The handler.
         execution: How it runs.
-        is_inline: Whether on the loop itself.
+        is_inline: Whether it ends where it begins, on the loop itself, and so needs no task.
+        is_instant: Whether it is `async def` and does.
         signature: How its arguments are decoded and described.
         raises: Exception classes that callers see by name and message; any other is an internal error to them.
         is_idempotent: Whether running it twice does no harm, so that a client may repeat it by itself.
@@ -59,6 +61,7 @@ class Method:
         "function",
         "is_idempotent",
         "is_inline",
+        "is_instant",
         "name",
         "raises",
         "signature",
@@ -77,7 +80,8 @@ class Method:
         self.name = check_method_name(name or str(getattr(function, "__name__", "")))
         self.function = function
         self.execution = _execution(self.name, function, inline)
-        self.is_inline = self.execution is Execution.INLINE
+        self.is_instant = self.execution is Execution.TASK and _never_waits(function)
+        self.is_inline = self.is_instant or self.execution is Execution.INLINE
         self.signature = Signature(function, injected=(Context,))
         self.context_name = self.signature.injected.get(Context)
         _check_streams(self.name, function, self.execution, self.signature)
@@ -148,6 +152,18 @@ def _execution(name: str, function: Callable[..., Any], inline: bool) -> Executi
             raise TypeError(f"method {name} is async: inline=True is for a quick `def` that runs on the loop itself")
         return Execution.TASK
     return Execution.INLINE if inline else Execution.WORKER
+
+
+def _never_waits(function: Callable[..., Any]) -> bool:
+    """Say whether an `async def` has no `await`, `async for` or `async with`, so that it ends where it begins."""
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = target if inspect.isroutine(target) else type(target).__call__
+    code = getattr(getattr(target, "__func__", target), "__code__", None)
+    if not inspect.iscode(code) or not code.co_flags & inspect.CO_COROUTINE:
+        return False
+    return all(instruction.opname != "SEND" for instruction in dis.get_instructions(code))
 
 
 def check_method_name(name: str) -> str:

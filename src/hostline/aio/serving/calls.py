@@ -245,7 +245,8 @@ class Calls:
         context: Context | None = None
         call: RunningCall | None = None
         if method.context_name is not None:
-            context = Context(self._session.peer, method.name, call_id, _deadline(time_left))
+            stopping = self._server.stopping
+            context = Context(self._session.peer, method.name, call_id, _deadline(time_left), stopping)
         try:
             if fds:
                 call = RunningCall(self, call_id, method, payload, is_named, _deadline(time_left), fds)
@@ -258,7 +259,9 @@ class Calls:
             return
         try:
             if self._watched.begun and (where := self._watched.context_of(call_id)) is not None:
-                result = where.run(invocation.run)
+                result = where.run(invocation.run_instant if method.is_instant else invocation.run)
+            elif method.is_instant:
+                result = invocation.run_instant()
             else:
                 result = invocation.run()
         except KeyboardInterrupt:

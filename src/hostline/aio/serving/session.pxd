@@ -6,7 +6,7 @@ cdef class Session:
     cdef public object _server, _sock, _loop, _protocol, _calls, _outgoing
     cdef object _fds_sent, _fds_timer, _fds_wait, _frame_timer, _reader, _check_timer, _turn, _handshake_timer, _quiet
     cdef object _second_look
-    cdef list _kept
+    cdef public list _kept
     cdef int _fd
     cdef double _fds_pause
     cdef Py_ssize_t _max_fds, _kept_size, _reserved, _unflushed, _watched, _paused_checks, _read_size
