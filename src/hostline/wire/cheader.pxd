@@ -2,7 +2,7 @@
 # checked what header.py does not check: offsets lie within the bytes, and numbers fit into their fields.
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy, memset
 
 cdef extern from *:
@@ -23,10 +23,10 @@ cdef extern from *:
     object new_tuple "hostline_new_tuple" (object cls, tuple values)
 
 
-cdef inline (Py_ssize_t, int, int, int, unsigned int, unsigned int) unpack(bytes data, Py_ssize_t at) noexcept:
+cdef inline (long long, int, int, int, unsigned int, unsigned int) unpack(bytes data, Py_ssize_t at) noexcept:
     cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(data) + at
     return (
-        <Py_ssize_t>(p[0] | <unsigned int>p[1] << 8 | <unsigned int>p[2] << 16 | <unsigned int>p[3] << 24),
+        <long long>(p[0] | <unsigned int>p[1] << 8 | <unsigned int>p[2] << 16 | <unsigned int>p[3] << 24),
         p[4],
         p[5],
         p[6] | p[7] << 8,
@@ -68,6 +68,32 @@ cdef inline int pack_into(
 ) noexcept:
     _write(<unsigned char *>PyByteArray_AS_STRING(buffer) + at, length, kind, flags, fd_count, call_id, method)
     return 0
+
+
+cdef inline (unsigned long long,) unpack_time(bytes data) noexcept:
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(data)
+    cdef unsigned long long value = 0
+    cdef int at
+    for at in range(8):
+        value |= <unsigned long long>p[at] << (8 * at)
+    return (value,)
+
+
+cdef inline int pack_time(bytearray buffer, Py_ssize_t begin, unsigned long long value) noexcept:
+    cdef unsigned char *p = <unsigned char *>PyByteArray_AS_STRING(buffer) + begin
+    cdef int at
+    for at in range(8):
+        p[at] = value >> (8 * at) & 0xFF
+    return 0
+
+
+cdef inline long long read_big(bytes data, Py_ssize_t begin, Py_ssize_t width) noexcept:
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(data)
+    cdef long long value = 0
+    cdef Py_ssize_t at
+    for at in range(begin, min(begin + width, PyBytes_GET_SIZE(data))):
+        value = value << 8 | p[at]
+    return value
 
 
 cdef inline bytearray new_buffer(Py_ssize_t size):

@@ -1,4 +1,4 @@
-# C types for frame.py; see docs/design/decisions.md, "The compiled core".
+# C types for frame.py. Private fields are public here, because they are in the .py.
 
 cimport cython
 cimport hostline.wire.cheader as header
@@ -10,26 +10,26 @@ cdef tuple _FLAGS
 
 cdef class FrameDecoder:
     cdef public Py_ssize_t max_fds
-    cdef public Py_ssize_t frame_count
+    cdef public long long frame_count
     cdef public object _held
-    cdef public Py_ssize_t _limit
-    cdef public Py_ssize_t _max_frame_size
+    cdef public long long _limit
+    cdef public long long _max_frame_size
     cdef public bint _has_met
     cdef public bytearray _buffer
-    cdef public Py_ssize_t _needed
+    cdef public long long _needed
 
     cpdef object expect_frames(self)
 
     @cython.locals(
-        buffer=bytearray, is_new=bint, held=object, frames=list, size=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t,
-        length=Py_ssize_t, kind=int, flags=int, fd_count=int, call_id=cython.uint, method=cython.uint, payload=bytes,
+        buffer=bytearray, is_new=bint, held=object, frames=list, size=Py_ssize_t, start=Py_ssize_t, end=cython.longlong,
+        length=cython.longlong, kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, payload=bytes,
     )
     cpdef list receive_data(self, bytes data, object fds=*)
 
     cpdef object close_held(self)
     cpdef object _keep(self, bytes data, Py_ssize_t start, object held, object fds, bint is_new)
     cpdef object _check(
-        self, Py_ssize_t length, int kind, int flags, int fd_count, unsigned int call_id, unsigned int method
+        self, long long length, int kind, int flags, int fd_count, unsigned int call_id, unsigned int method
     )
 
 

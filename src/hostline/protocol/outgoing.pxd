@@ -1,0 +1,22 @@
+# C types for outgoing.py. Private fields are public here, because they are in the .py.
+
+from hostline.wire.attached cimport close_owners
+
+cdef int _END
+cdef object _MAX_BUFFERS
+
+
+cdef class Outgoing:
+    cdef public object _attached
+    cdef public object _buffers
+    cdef public long long size
+    cdef public long long queued_total
+    cdef public long long sent_total
+
+    cpdef object append(self, object data)
+    cpdef list buffers(self)
+    cpdef list fds(self)
+    cpdef object sent(self, long long count)
+
+
+cpdef object close_attached(object frame)
