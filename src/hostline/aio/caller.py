@@ -17,7 +17,7 @@ from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline, monotonic
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, UnavailableError
 from hostline.limits import HIGH_WATER, LEAST_READ_SIZE, LOW_WATER, READ_SIZE, SECOND_LOOK
-from hostline.protocol.connection import ClientConnection
+from hostline.protocol.connection.client import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size

@@ -3,20 +3,24 @@
 cimport cython
 
 from hostline.clock cimport Deadline
+from hostline.protocol.connection.client cimport ClientConnection
+from hostline.protocol.reading cimport next_read_size
 
 cdef int _SEND_FLAGS, _DONTWAIT
 cdef double _READ_WAIT
 
 
 cdef class Caller:
-    cdef public object _sock, protocol, peer, loan
+    cdef public object _sock, peer, loan
+    cdef public ClientConnection protocol
     cdef object _poll_in, _liveness
     cdef bint _is_cut_off, _is_unasked
     cdef Py_ssize_t _read_size, _rest_size
 
-    @cython.locals(is_whole=bint, frame=bytearray)
+    @cython.locals(is_whole=bint)
     cpdef object call(self, str method, tuple args, object keywords, double seconds, Deadline deadline, object context=*)
     cpdef object _send(self, object data, Deadline deadline)
     cdef tuple _recv(self, Py_ssize_t max_fds, int flags=*)
     cpdef object _wait_for_data(self, Deadline deadline)
+    @cython.locals(protocol=ClientConnection)
     cpdef list _receive(self, Deadline deadline, bint may_answer=*)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
 from hostline.limits import LEAST_READ_SIZE, READ_SIZE
-from hostline.protocol.connection import Answer, ClientConnection
+from hostline.protocol.connection.client import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size

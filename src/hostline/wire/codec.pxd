@@ -4,6 +4,7 @@ cimport cython
 cimport hostline.wire.cheader as header
 from hostline.wire.attached cimport encode_into
 from hostline.wire.budget cimport check_budget
+from hostline.wire.frame cimport Frame
 
 cdef int _CALL, _REPLY, _DEADLINE, _NAMED, _STREAM, _CONTEXT, _ITEM
 cdef Py_ssize_t _SIZE
@@ -26,7 +27,7 @@ cdef object _with_descriptors(bytearray buffer, object attach)
 cdef object _drop(object attach)
 
 @cython.locals(flags=cython.int, payload=bytes)
-cpdef tuple split_call(object frame)
+cpdef tuple split_call(Frame frame)
 
 @cython.locals(buffer=bytearray, size=Py_ssize_t)
 cpdef object encode_reply(unsigned int call_id, object result, long long max_frame_size=*, object attach=*)

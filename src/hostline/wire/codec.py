@@ -332,7 +332,7 @@ def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] 
     Raises:
         RemoteProtocolError: The payload is too short for its flags, or its context is malformed.
     """
-    flags, payload = frame[1], frame[5]
+    flags, payload = frame.flags, frame.payload
     if not flags:
         return None, payload, False, None
     time_left = None

@@ -8,6 +8,12 @@ cdef Py_ssize_t _SIZE
 cdef tuple _FLAGS
 
 
+cdef class Frame:
+    cdef readonly int kind, flags, fd_count
+    cdef readonly unsigned int method
+    cdef readonly object call_id, payload, fds
+
+
 cdef class FrameDecoder:
     cdef public Py_ssize_t max_fds
     cdef public long long frame_count

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import hostline.wire.header as header
 from hostline.errors import LocalProtocolError, RemoteProtocolError
@@ -81,7 +81,7 @@ _SIZE: Final = HEADER_SIZE
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
-class Frame(NamedTuple):
+class Frame:
     """One decoded frame.
 
     Attributes:
@@ -94,18 +94,43 @@ class Frame(NamedTuple):
         fds: Owners of the descriptors that came with it.
     """
 
-    kind: int
-    flags: int
-    fd_count: int
-    call_id: int
-    method: int
-    payload: bytes
-    fds: Sequence[Any] = ()
+    __slots__ = ("call_id", "fd_count", "fds", "flags", "kind", "method", "payload")
+
+    def __init__(
+        self,
+        kind: int,
+        flags: int,
+        fd_count: int,
+        call_id: int,
+        method: int,
+        payload: bytes,
+        fds: Sequence[Any] = (),
+    ) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.fd_count = fd_count
+        self.call_id = call_id
+        self.method = method
+        self.payload = payload
+        self.fds = fds
 
     @property
     def cost(self) -> int:
         """What an ITEM takes of its stream's credit beside the header, in bytes."""
         return len(self.payload) + FD_COST * self.fd_count
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Frame):
+            return NotImplemented
+        return self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.kind, self.flags, self.fd_count, self.call_id, self.method, self.payload, list(self.fds)
+
+    def __repr__(self) -> str:
+        return f"Frame{self._values()}"
 
 
 def encode_frame(
@@ -227,7 +252,7 @@ class FrameDecoder:
             if end > size:
                 break
             payload = data[start + _SIZE : end]
-            frames.append(header.new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
+            frames.append(Frame(kind, flags, fd_count, call_id, method, payload, held))
             if held:
                 held = ()
             start = end

@@ -1,14 +1,27 @@
 # C types for calls.py.
 
+cimport cython
+
+from hostline.protocol.connection.server cimport ServerConnection
+from hostline.rpc.dispatch cimport Invocation, bind
+from hostline.wire.codec cimport encode_reply, split_call
+from hostline.wire.frame cimport Frame
+
+cdef int _CALL, _CREDIT, _ITEM, _STREAM
+
+
 cdef class Calls:
     cdef public dict open
     cdef public Py_ssize_t held_size
     cdef public object account
     cdef public object _watched
-    cdef object _session, _server, _loop, _protocol
+    cdef public ServerConnection _protocol
+    cdef object _session, _server, _loop
 
     cpdef bint is_full(self) except *
-    cpdef object arrive(self, frame)
+    @cython.locals(is_named=bint)
+    cpdef object arrive(self, Frame frame)
+    @cython.locals(invocation=Invocation)
     cpdef object _run_inline(self, method, call_id, payload, bint is_named, time_left, fds)
     cpdef object _answer(self, method, call_id, result)
     cpdef bint _charge_unsent(self, frame) except *

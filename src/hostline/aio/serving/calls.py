@@ -26,7 +26,7 @@ from hostline.errors import (
     RemoteProtocolError,
 )
 from hostline.limits import MAX_CALLS_PER_CONNECTION
-from hostline.protocol.connection import ServerConnection
+from hostline.protocol.connection.server import ServerConnection
 from hostline.protocol.outgoing import close_attached
 from hostline.protocol.serving.admission import Verdict
 from hostline.rpc.attachments import Attachments

@@ -32,7 +32,7 @@ from hostline.limits import (
     SIGN_OF_LIFE,
     SLOW_READER_TIMEOUT,
 )
-from hostline.protocol.connection import ServerConnection
+from hostline.protocol.connection.server import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.protocol.reading import next_read_size
 from hostline.rpc.attachments import recv_attached, send_attached

@@ -2,7 +2,7 @@
 
 cimport cython
 from hostline.wire.attached cimport close_owners
-from hostline.wire.frame cimport FrameDecoder
+from hostline.wire.frame cimport Frame, FrameDecoder
 
 cdef object _OPENING, _OPEN, _CLOSING, _CLOSED
 
@@ -21,7 +21,7 @@ cdef class Connection:
     cpdef object ping(self)
     cpdef object pong(self)
 
-    @cython.locals(decoder=FrameDecoder, frames=list)
+    @cython.locals(decoder=FrameDecoder, frames=list, frame=Frame)
     cpdef list _frames(self, bytes data, object fds)
 
     cpdef object close_held(self)

@@ -84,7 +84,7 @@ class Connection:
         try:
             frames = decoder.receive_data(data, fds)
             for frame in frames:
-                kind = frame[0]
+                kind = frame.kind
                 following = self._allowed.get(kind)
                 if following is not self.state:
                     self._follow(kind, following)

@@ -6,6 +6,7 @@ from hostline.protocol.flow cimport Allowance, Window, item_cost
 from hostline.wire.codec cimport (
     decode_credit, decode_failure, decode_farewell, encode_call, encode_credit, encode_item
 )
+from hostline.wire.frame cimport Frame
 
 cdef int _REPLY, _ERROR, _HELLO, _ITEM, _END, _CREDIT, _GOAWAY, _PING
 cdef object _OPEN, _CLOSED
@@ -29,16 +30,16 @@ cdef class ClientConnection(Connection):
     cdef public long long _last_id
     cdef public long long _peer_max_frame_size
 
-    @cython.locals(answers=list, kind=cython.int)
+    @cython.locals(answers=list, kind=cython.int, frame=Frame)
     cpdef list receive_data(self, bytes data, object fds=*)
 
-    cpdef object _answer(self, object frame, list answers)
+    cpdef object _answer(self, Frame frame, list answers)
 
     @cython.locals(window=Window)
-    cpdef object _take_item(self, object frame, list answers)
+    cpdef object _take_item(self, Frame frame, list answers)
 
     @cython.locals(allowance=Allowance)
-    cpdef object _take_credit(self, object frame, list answers)
+    cpdef object _take_credit(self, Frame frame, list answers)
 
     cpdef object _forget_streams(self, object call_id)
     cpdef tuple call(

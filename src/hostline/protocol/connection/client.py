@@ -115,7 +115,7 @@ class ClientConnection(Connection):
         answers: list[Answer] = []
         try:
             for frame in self._frames(data, fds):
-                kind = frame[0]
+                kind = frame.kind
                 if kind == _REPLY or kind == _ERROR:  # noqa: PLR1714
                     if kind == _ERROR:
                         decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
@@ -146,7 +146,7 @@ class ClientConnection(Connection):
 
     def _answer(self, frame: Frame, answers: list[Answer]) -> None:
         """Take the frame that ends a call."""
-        call_id = frame[3]
+        call_id = frame.call_id
         ticket = self.in_flight.pop(call_id, None)
         if ticket is None:
             self._late(call_id)

@@ -5,6 +5,7 @@ from hostline.protocol.connection.base cimport Connection
 from hostline.protocol.flow cimport Window
 from hostline.protocol.outgoing cimport close_attached
 from hostline.wire.codec cimport decode_credit, decode_farewell, encode_credit
+from hostline.wire.frame cimport Frame
 
 cdef int _CALL, _CANCEL, _HELLO, _ITEM, _END, _CREDIT, _STREAM, _GOAWAY, _PING
 cdef object _OPENING, _OPEN, _CLOSING, _CLOSED
@@ -21,7 +22,7 @@ cdef class ServerConnection(Connection):
     cdef public bint _is_leaving
     cdef public bint _is_client_leaving
 
-    @cython.locals(events=list, kind=cython.int)
+    @cython.locals(events=list, kind=cython.int, frame=Frame)
     cpdef list receive_data(self, bytes data, object fds=*)
 
     cpdef bint finish(self, object call_id) except -1
@@ -35,9 +36,9 @@ cdef class ServerConnection(Connection):
     cpdef object fail(self, object call_id, object code, object name, object message)
     cpdef object go_away(self, object code, object reason)
 
-    cpdef object _admit(self, object frame, list events)
+    cpdef object _admit(self, Frame frame, list events)
 
     @cython.locals(window=Window)
-    cpdef object _take_item(self, object frame, list events)
+    cpdef object _take_item(self, Frame frame, list events)
 
-    cpdef object _take_end(self, object frame, list events)
+    cpdef object _take_end(self, Frame frame, list events)

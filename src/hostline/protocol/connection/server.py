@@ -98,7 +98,7 @@ class ServerConnection(Connection):
         events: list[Frame] = []
         try:
             for frame in self._frames(data, fds):
-                kind = frame[0]
+                kind = frame.kind
                 if kind == _CALL:
                     self._admit(frame, events)
                 elif kind == _ITEM:
@@ -186,7 +186,7 @@ class ServerConnection(Connection):
                 self._enter(_CLOSED)
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
-        call_id = frame[3]
+        call_id = frame.call_id
         if call_id in self.in_flight:
             raise RemoteProtocolError(f"call id {call_id} is in flight already")
         if self._is_client_leaving:
@@ -198,7 +198,7 @@ class ServerConnection(Connection):
         if call_id > self.last_call_id:
             self.last_call_id = call_id
         self.in_flight.add(call_id)
-        if frame[1] & _STREAM:
+        if frame.flags & _STREAM:
             self._windows[call_id] = Window()
         events.append(frame)
 
