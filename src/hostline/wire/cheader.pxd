@@ -3,7 +3,12 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from libc.string cimport memcpy, memset
+
+cdef extern from "Python.h":
+    # Borrowed, and checked: an error if it is no tuple, or too short.
+    PyObject *PyTuple_GetItem(object values, Py_ssize_t at) except NULL
 
 cdef extern from *:
     """
@@ -100,6 +105,22 @@ cdef inline bytearray new_buffer(Py_ssize_t size):
     cdef bytearray made = PyByteArray_FromStringAndSize(NULL, size)
     memset(PyByteArray_AS_STRING(made), 0, size)
     return made
+
+
+cdef inline object kind(object frame):
+    return <object>PyTuple_GetItem(frame, 0)
+
+
+cdef inline object flags(object frame):
+    return <object>PyTuple_GetItem(frame, 1)
+
+
+cdef inline object call_id(object frame):
+    return <object>PyTuple_GetItem(frame, 3)
+
+
+cdef inline object payload(object frame):
+    return <object>PyTuple_GetItem(frame, 5)
 
 
 cdef inline bytes frame(object payload, int kind, int flags, unsigned int call_id, unsigned int method):

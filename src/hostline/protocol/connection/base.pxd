@@ -1,6 +1,7 @@
 # C types for base.py. Private fields are public here, because they are in the .py.
 
 cimport cython
+cimport hostline.wire.cheader as header
 from hostline.wire.attached cimport close_owners
 from hostline.wire.frame cimport FrameDecoder
 

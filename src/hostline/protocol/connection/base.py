@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import hostline.wire.header as header
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.outgoing import close_attached
 from hostline.protocol.states import TRANSITIONS, Role, State
@@ -79,7 +80,7 @@ class Connection:
         try:
             frames = decoder.receive_data(data, fds)
             for frame in frames:
-                kind = frame[0]
+                kind = header.kind(frame)
                 following = self._allowed.get(kind)
                 if following is not self.state:
                     self._follow(kind, following)

@@ -1,6 +1,7 @@
 # C types for client.py. Private fields are public here, because they are in the .py.
 
 cimport cython
+cimport hostline.wire.cheader as header
 from hostline.protocol.connection.base cimport Connection
 from hostline.protocol.flow cimport Allowance, Window, item_cost
 from hostline.wire.codec cimport (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import hostline.wire.header as header
 from hostline.errors import InvalidArgumentError, LocalProtocolError, MethodNotFoundError, RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE, MAX_FDS_PER_FRAME
 from hostline.protocol.connection.base import Connection
@@ -115,12 +116,13 @@ class ClientConnection(Connection):
         answers: list[Answer] = []
         try:
             for frame in self._frames(data, fds):
-                kind = frame[0]
-                if kind == _REPLY or kind == _ERROR:  # noqa: PLR1714
-                    if kind == _ERROR:
-                        decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
-                    elif self._windows and frame.call_id in self._windows:
+                kind = header.kind(frame)
+                if kind == _REPLY:
+                    if self._windows and frame.call_id in self._windows:
                         raise RemoteProtocolError(f"reply to call {frame.call_id}, whose result is a stream")
+                    self._answer(frame, answers)
+                elif kind == _ERROR:
+                    decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
                     self._answer(frame, answers)
                 elif kind == _ITEM:
                     self._take_item(frame, answers)
@@ -146,7 +148,7 @@ class ClientConnection(Connection):
 
     def _answer(self, frame: Frame, answers: list[Answer]) -> None:
         """Take the frame that ends a call."""
-        call_id = frame[3]
+        call_id = header.call_id(frame)
         ticket = self.in_flight.pop(call_id, None)
         if ticket is None:
             self._late(call_id)

@@ -1,6 +1,7 @@
 # C types for server.py. Private fields are public here, because they are in the .py.
 
 cimport cython
+cimport hostline.wire.cheader as header
 from hostline.protocol.connection.base cimport Connection
 from hostline.protocol.flow cimport Window
 from hostline.protocol.outgoing cimport close_attached

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import hostline.wire.header as header
 from hostline.errors import RemoteProtocolError
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, HARD_MAX_FRAME_SIZE
 from hostline.protocol.connection.base import Connection
@@ -98,14 +99,16 @@ class ServerConnection(Connection):
         events: list[Frame] = []
         try:
             for frame in self._frames(data, fds):
-                kind = frame[0]
+                kind = header.kind(frame)
                 if kind == _CALL:
                     self._admit(frame, events)
                 elif kind == _ITEM:
                     self._take_item(frame, events)
-                elif kind == _CANCEL or kind == _CREDIT:  # noqa: PLR1714
-                    if kind == _CREDIT:
-                        decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
+                elif kind == _CANCEL:
+                    if frame.call_id in self.in_flight:
+                        events.append(frame)
+                elif kind == _CREDIT:
+                    decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
                     if frame.call_id in self.in_flight:
                         events.append(frame)
                 elif kind == _END:
@@ -186,7 +189,7 @@ class ServerConnection(Connection):
                 self._enter(_CLOSED)
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
-        call_id = frame[3]
+        call_id = header.call_id(frame)
         if call_id in self.in_flight:
             raise RemoteProtocolError(f"call id {call_id} is in flight already")
         if self._is_client_leaving:
@@ -198,7 +201,7 @@ class ServerConnection(Connection):
         if call_id > self.last_call_id:
             self.last_call_id = call_id
         self.in_flight.add(call_id)
-        if frame[1] & _STREAM:
+        if header.flags(frame) & _STREAM:
             self._windows[call_id] = Window()
         events.append(frame)
 
