@@ -25,13 +25,20 @@ class _SourceFinder:
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module is, or None if others have to find it."""
+        """Return where a module is.
+
+        Raises:
+            ModuleNotFoundError: It has no source, and so belongs to the core.
+        """
         if path is None or not name.startswith("hostline."):
             return None
         place = next(iter(path))
         if place not in cls._finders:
             cls._finders[place] = FileFinder(place, (SourceFileLoader, [".py"]))
-        return cls._finders[place].find_spec(name)
+        spec = cls._finders[place].find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {name!r} without the compiled core", name=name)
+        return spec
 
 
 def _is_left_out() -> bool:
