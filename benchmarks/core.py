@@ -1,4 +1,4 @@
-"""What the compiled core saves: frames and calls without any I/O, compiled and as pure Python, in turns.
+"""What the compiled core saves: frames and calls without any I/O, and packets between two sockets, compiled and as pure Python, in turns.
 
     python benchmarks/core.py [--rounds 7] [--count 20000] [--only NAME] [--json]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from collections.abc import Callable
 import hostline
 from hostline.protocol.connection import ClientConnection, ServerConnection
 from hostline.protocol.outgoing import Outgoing
+from hostline.unix.options import mark_packets
+from hostline.unix.passing.ancillary import recv_waiting, send_packets
 from hostline.wire.budget import Extent, check_budget
 from hostline.wire.codec import (
     MethodEntry,
@@ -105,7 +108,21 @@ def pair_calls(count: int) -> None:
                 decode_result(answer.payload, str)
 
 
+def packets(count: int, kind: socket.SocketKind, name: str, at_once: int) -> None:
+    """Packets of 200 bytes sent and received, as many at once as the receiver's queue takes."""
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    with one, other:
+        if name == "seqpacket":
+            mark_packets(other)
+        many = [memoryview(bytes(200))] * at_once
+        for _ in range(count // at_once):
+            send_packets(one, many, socket_type=name)
+            recv_waiting(other, 65_536, 0, at_once, socket_type=name)
+
+
 CASES: dict[str, Run] = {
+    "a packet there": lambda count: packets(count, socket.SOCK_SEQPACKET, "seqpacket", 64),
+    "a datagram there": lambda count: packets(count, socket.SOCK_DGRAM, "datagram", 8),
     "encode a call": encode_calls,
     "encode a reply": encode_replies,
     "encode an item": encode_items,

@@ -20,7 +20,7 @@ import hypothesis
 import pytest
 
 from hostline.testing.plugin import has_failed, short_directory
-from tests import second_user
+from tests import core, second_user
 from tests.leaks import stray_socket_files, wait_until
 
 IN_CI = os.environ.get("HOSTLINE_CI") == "1"
@@ -34,6 +34,12 @@ hypothesis.settings.load_profile("hostline")
 
 
 # --- the whole run -----------------------------------------------------------------------------------
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test a compiled core that is not made from this source."""
+    if complaint := core.complaint():
+        raise pytest.UsageError(complaint)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ IMPORT_NAMES = {"grpcio": "grpc", "pyro5": "Pyro5", "pyzmq": "zmq", "prometheus-
 IMPORT_NAMES |= {"opentelemetry-api": "opentelemetry", "opentelemetry-sdk": "opentelemetry"}
 
 # What else stands beside the modules: what they are compiled from, and with, and to.
-NOT_DATA = (".py", ".pyc", ".pxd", ".pyx", ".so")
+NOT_DATA = (".py", ".pyc", ".pxd", ".pyx", ".pyi", ".so")
 
 
 def distribution(requirement: str) -> str:

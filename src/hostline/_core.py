@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
+from typing import ClassVar
 
 __all__ = ["advice", "describe_core", "is_compiled", "leave_out_core"]
 
@@ -18,12 +19,26 @@ __all__ = ["advice", "describe_core", "is_compiled", "leave_out_core"]
 class _SourceFinder:
     """Find the modules of one package in their source only."""
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return where a module is, or None if others have to find it."""
+    _finders: ClassVar[dict[str, FileFinder]] = {}
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a module is.
+
+        Raises:
+            ModuleNotFoundError: It has no source, and so belongs to the core.
+        """
         if path is None or not name.startswith("hostline."):
             return None
-        return FileFinder(next(iter(path)), (SourceFileLoader, [".py"])).find_spec(name)
+        place = next(iter(path))
+        if place not in cls._finders:
+            cls._finders[place] = FileFinder(place, (SourceFileLoader, [".py"]))
+        spec = cls._finders[place].find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {name!r} without the compiled core", name=name)
+        return spec
 
 
 def _is_left_out() -> bool:

@@ -18,7 +18,7 @@ from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, send_message, send_packets
+from hostline.unix.passing.ancillary import Received, recv_message, recv_waiting, send_message, send_packets
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 
 if TYPE_CHECKING:
@@ -256,24 +256,19 @@ class Connection(Endpoint):
         if self.type == "stream":
             raise LocalProtocolError("a stream has no packets to be received one by one: use recv, or a channel")
         received = [await self._receive(max_size, timeout)]
-        try:
-            while len(received) < max_count:
-                more = recv_message(
-                    self._sock,
-                    max_size,
-                    self.max_fds,
-                    socket_type=self.type,
-                    address=self.address,
-                )
-                if more.is_end:
-                    break
-                received.append(more)
-        except BlockingIOError:
-            pass
-        except HostlineError as error:
+        more, error = recv_waiting(
+            self._sock,
+            max_size,
+            self.max_fds,
+            max_count - 1,
+            socket_type=self.type,
+            address=self.address,
+        )
+        received += more
+        if error is not None:
             self._late.append(error)
-            if isinstance(error, DescriptorError):
-                self.close()
+        if isinstance(error, DescriptorError):
+            self.close()
         return [(data, fds) for data, fds, *_ in received]
 
     async def _receive(self, max_size: int, timeout: float | None) -> Received:

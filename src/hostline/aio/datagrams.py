@@ -21,7 +21,14 @@ from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.protocol.retry import Backoff
 from hostline.unix.address import Address, parse_address
 from hostline.unix.listening import Bound
-from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message, send_packets
+from hostline.unix.passing.ancillary import (
+    MAX_DATAGRAM_SIZE,
+    Datagram,
+    recv_datagram,
+    recv_waiting,
+    send_message,
+    send_packets,
+)
 from hostline.unix.passing.descriptors import HasFileno
 from hostline.unix.sockets import is_connected, kernel_address
 
@@ -235,20 +242,17 @@ class Datagrams(Endpoint):
         """
         checked_count(max_count)
         datagrams = [await self._receive(max_size, self.max_fds, timeout)]
-        try:
-            while len(datagrams) < max_count:
-                datagrams.append(
-                    recv_datagram(
-                        self._sock,
-                        max_size,
-                        self.max_fds,
-                        has_credentials=self._has_credentials,
-                        address=self.address,
-                    )
-                )
-        except BlockingIOError:
-            pass
-        except HostlineError as error:
+        more, error = recv_waiting(
+            self._sock,
+            max_size,
+            self.max_fds,
+            max_count - 1,
+            socket_type="datagram",
+            has_credentials=self._has_credentials,
+            address=self.address,
+        )
+        datagrams += [Datagram(data, sender, fds, peer) for data, fds, _, sender, peer in more]
+        if error is not None:
             self._late.append(error)
         return datagrams
 

@@ -19,7 +19,7 @@ from hostline.sync.polling import READABLE, WRITABLE, Endpoint
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, send_message, send_packets
+from hostline.unix.passing.ancillary import Received, recv_message, recv_waiting, send_message, send_packets
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 
 if TYPE_CHECKING:
@@ -292,24 +292,21 @@ class Connection(Endpoint):
         received = [self._receive(max_size, timeout)]
         try:
             self._enter()
-            while len(received) < max_count:
-                more = recv_message(
-                    self._sock,
-                    max_size,
-                    self.max_fds,
-                    flags=socket.MSG_DONTWAIT,
-                    socket_type=self.type,
-                    address=self.address,
-                )
-                if more.is_end:
-                    break
-                received.append(more)
-        except BlockingIOError:
-            pass
-        except HostlineError as error:
-            self._late.append(error)
+            more, error = recv_waiting(
+                self._sock,
+                max_size,
+                self.max_fds,
+                max_count - 1,
+                socket_type=self.type,
+                address=self.address,
+            )
+            received += more
+            if error is not None:
+                self._late.append(error)
             if isinstance(error, DescriptorError):
                 self.close()
+        except HostlineError as error:  # closed meanwhile
+            self._late.append(error)
         finally:
             self._leave()
         return [(data, fds) for data, fds, *_ in received]

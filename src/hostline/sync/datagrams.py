@@ -20,7 +20,14 @@ from hostline.protocol.retry import Backoff
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, Wakeup
 from hostline.unix.address import Address, parse_address
 from hostline.unix.listening import Bound
-from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message, send_packets
+from hostline.unix.passing.ancillary import (
+    MAX_DATAGRAM_SIZE,
+    Datagram,
+    recv_datagram,
+    recv_waiting,
+    send_message,
+    send_packets,
+)
 from hostline.unix.passing.descriptors import HasFileno
 from hostline.unix.sockets import is_connected, kernel_address
 
@@ -242,20 +249,19 @@ class Datagrams(Endpoint):
         datagrams = [self._receive(max_size, self.max_fds, timeout)]
         try:
             self._enter()
-            while len(datagrams) < max_count:
-                datagrams.append(
-                    recv_datagram(
-                        self._sock,
-                        max_size,
-                        self.max_fds,
-                        flags=socket.MSG_DONTWAIT,
-                        has_credentials=self._has_credentials,
-                        address=self.address,
-                    )
-                )
-        except BlockingIOError:
-            pass
-        except HostlineError as error:
+            more, error = recv_waiting(
+                self._sock,
+                max_size,
+                self.max_fds,
+                max_count - 1,
+                socket_type="datagram",
+                has_credentials=self._has_credentials,
+                address=self.address,
+            )
+            datagrams += [Datagram(data, sender, fds, peer) for data, fds, _, sender, peer in more]
+            if error is not None:
+                self._late.append(error)
+        except HostlineError as error:  # closed meanwhile
             self._late.append(error)
         finally:
             self._leave()

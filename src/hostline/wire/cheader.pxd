@@ -5,23 +5,6 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy, memset
 
-cdef extern from *:
-    """
-    static inline PyObject *hostline_new_tuple(PyObject *cls, PyObject *values) {
-        Py_ssize_t size = PyTuple_GET_SIZE(values);
-        PyObject *made = ((PyTypeObject *)cls)->tp_alloc((PyTypeObject *)cls, size);
-        if (made == NULL) return NULL;
-        for (Py_ssize_t at = 0; at < size; at++) {
-            PyObject *item = PyTuple_GET_ITEM(values, at);
-            Py_INCREF(item);
-            PyTuple_SET_ITEM(made, at, item);
-        }
-        return made;
-    }
-    """
-    # A tuple of a class made with NamedTuple, which has no more than the tuple's own fields.
-    object new_tuple "hostline_new_tuple" (object cls, tuple values)
-
 
 cdef inline (long long, int, int, int, unsigned int, unsigned int) unpack(bytes data, Py_ssize_t at) noexcept:
     cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(data) + at

@@ -26,7 +26,7 @@ cpdef object encode_call(
 cdef object _with_descriptors(bytearray buffer, object attach)
 cdef object _drop(object attach)
 
-@cython.locals(flags=cython.int, payload=bytes)
+@cython.locals(flags=cython.int, payload=bytes, raw="const unsigned char *")
 cpdef tuple split_call(Frame frame)
 
 @cython.locals(buffer=bytearray, size=Py_ssize_t)

@@ -341,7 +341,8 @@ def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] 
             raise RemoteProtocolError(f"call payload of {len(payload)} bytes has no room for its time left")
         (left,) = header.unpack_time(payload)
         time_left = left / 1e6
-        payload = payload[8:]
+        raw = payload  # compiled, a pointer: its slices are made in C
+        payload = raw[8 : len(payload)]
     context = None
     if flags & _CONTEXT:
         context, payload = split_context(payload)

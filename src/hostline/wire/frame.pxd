@@ -28,7 +28,7 @@ cdef class FrameDecoder:
 
     @cython.locals(
         buffer=bytearray, is_new=bint, held=object, frames=list, size=Py_ssize_t, start=Py_ssize_t, end=cython.longlong,
-        length=cython.longlong, kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, payload=bytes,
+        length=cython.longlong, kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, payload=bytes, raw="const unsigned char *",
     )
     cpdef list receive_data(self, bytes data, object fds=*)
 

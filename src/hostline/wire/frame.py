@@ -231,6 +231,7 @@ class FrameDecoder:
         held = self._held
         frames: list[Frame] = []
         size = len(data)
+        raw = data  # compiled, a pointer: its slices are made in C
         start = 0
         while size - start >= _SIZE:
             length, kind, flags, fd_count, call_id, method = header.unpack(data, start)
@@ -251,7 +252,7 @@ class FrameDecoder:
             end = start + _SIZE + length
             if end > size:
                 break
-            payload = data[start + _SIZE : end]
+            payload = raw[start + _SIZE : end]
             frames.append(Frame(kind, flags, fd_count, call_id, method, payload, held))
             if held:
                 held = ()

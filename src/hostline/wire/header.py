@@ -14,7 +14,6 @@ __all__ = [
     "HEADER_SIZE",
     "frame",
     "new_buffer",
-    "new_tuple",
     "pack_into",
     "pack_time",
     "read_big",
@@ -38,9 +37,6 @@ pack_time: Final = _TIME.pack_into
 
 # A bytearray of some zeros.
 new_buffer: Final = bytearray
-
-# A tuple of a class, from a plain one: half the price of a NamedTuple's own constructor.
-new_tuple: Final = tuple.__new__
 
 
 def frame(payload: bytes | bytearray, kind: int, flags: int, call_id: int, method: int) -> bytes:

@@ -116,11 +116,12 @@ class ClientConnection(Connection):
         try:
             for frame in self._frames(data, fds):
                 kind = frame.kind
-                if kind == _REPLY or kind == _ERROR:  # noqa: PLR1714
-                    if kind == _ERROR:
-                        decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
-                    elif self._windows and frame.call_id in self._windows:
+                if kind == _REPLY:
+                    if self._windows and frame.call_id in self._windows:
                         raise RemoteProtocolError(f"reply to call {frame.call_id}, whose result is a stream")
+                    self._answer(frame, answers)
+                elif kind == _ERROR:
+                    decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
                     self._answer(frame, answers)
                 elif kind == _ITEM:
                     self._take_item(frame, answers)

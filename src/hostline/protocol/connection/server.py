@@ -103,9 +103,11 @@ class ServerConnection(Connection):
                     self._admit(frame, events)
                 elif kind == _ITEM:
                     self._take_item(frame, events)
-                elif kind == _CANCEL or kind == _CREDIT:  # noqa: PLR1714
-                    if kind == _CREDIT:
-                        decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
+                elif kind == _CANCEL:
+                    if frame.call_id in self.in_flight:
+                        events.append(frame)
+                elif kind == _CREDIT:
+                    decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
                     if frame.call_id in self.in_flight:
                         events.append(frame)
                 elif kind == _END:

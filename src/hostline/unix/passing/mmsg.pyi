@@ -1,0 +1,6 @@
+from _typeshed import ReadableBuffer as Buffer
+
+def send_packets(fd: int, packets: list[Buffer], to: bytes | None, flags: int) -> int: ...
+def recv_packets(
+    fd: int, size: int, control_size: int, max_count: int, flags: int
+) -> tuple[list[tuple[bytes, list[tuple[int, int, bytes]], int, str | bytes | None]], int]: ...
