@@ -125,6 +125,12 @@ MAX_ELEMENTS = 100_000
 # number of system calls.
 READ_SIZE = 64 << 10
 
+# Payload of a frame from which on it is received straight into memory of its own, in which it stays: below, one read
+# mostly brings it whole. And bytes of such memory that a process keeps for the next large frames, also while nobody
+# needs them: to touch a mebibyte for the first time costs ten times as much as to copy it.
+LARGE_FRAME = 64 << 10
+WARM_MEMORY = 4 << 20
+
 # --- channels --------------------------------------------------------------------------------------
 
 # Bytes of one message on a channel, for the same reason as for a frame: the header alone must not decide how much is

@@ -20,7 +20,7 @@ from hostline.limits import HIGH_WATER, LOW_WATER, READ_SIZE
 from hostline.protocol.connection import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
-from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -292,9 +292,12 @@ class Caller:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_closed:
             return False
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if self.protocol.max_fds:
+            if (space := self.protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, self.protocol.max_fds)
+            elif self.protocol.max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
             else:
                 data = self._sock.recv(READ_SIZE)

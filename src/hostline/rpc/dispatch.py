@@ -52,7 +52,7 @@ class Refusal(NamedTuple):
 
 def bind(
     method: Method,
-    payload: bytes,
+    payload: bytes | memoryview,
     is_named: bool,
     context: Context | None,
     items: Any = None,

@@ -19,7 +19,7 @@ from hostline.limits import READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
-from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -236,9 +236,12 @@ class Caller:
 
     def _read_answers(self, outgoing: Outgoing) -> int:
         """Read once, give the answers to the batch they belong to, and return how many bytes came."""
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if self.protocol.max_fds:
+            if (space := self.protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, self.protocol.max_fds)
+            elif self.protocol.max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
             else:
                 data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)
@@ -438,9 +441,12 @@ class Caller:
         elif not self._poll_in(poll_milliseconds(deadline.remaining())) and deadline.has_passed():
             raise TimeoutError
         protocol = self.protocol
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if protocol.max_fds:
+            if (space := protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, protocol.max_fds)
+            elif protocol.max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, protocol.max_fds)
             else:
                 data = self._sock.recv(READ_SIZE, socket.MSG_DONTWAIT)

@@ -47,7 +47,7 @@ _CONTAINER: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # 
 
 
 def check_budget(
-    payload: bytes, extent: Extent = Extent.DEEP, *, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS
+    payload: bytes | memoryview, extent: Extent = Extent.DEEP, *, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS
 ) -> None:
     """Refuse a MessagePack payload that nests too deep or holds too many elements.
 
@@ -62,14 +62,14 @@ def check_budget(
     """
     size = len(payload)
     if extent is Extent.DEEP:
-        if size <= max_elements and len(payload.translate(None, _NOT_CONTAINERS)) <= max_depth:
+        if size <= max_elements and len(bytes(payload).translate(None, _NOT_CONTAINERS)) <= max_depth:
             return
     elif (extent is Extent.FIXED or size <= max_elements) and (size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW):
         return
     _walk(payload, max_depth, max_elements)
 
 
-def _walk(payload: bytes, max_depth: int, max_elements: int) -> None:
+def _walk(payload: bytes | memoryview, max_depth: int, max_elements: int) -> None:
     """Count without recursion and without building a value.
 
     One loop of branches, because each byte of a hostile payload passes here: over 60 lines as functions would cost

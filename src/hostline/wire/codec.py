@@ -216,19 +216,19 @@ def encode_hello(hello: ClientHello | ServerHello) -> bytes:
     return encode_frame(Kind.HELLO, 0, payload)
 
 
-def hello_version(payload: bytes) -> int:
+def hello_version(payload: bytes | memoryview) -> int:
     """Read the protocol version out of a HELLO payload of whatever version.
 
     Raises:
         RemoteProtocolError: It does not start with the magic bytes, or has no version.
     """
-    if not payload.startswith(MAGIC):
+    if payload[: len(MAGIC)] != MAGIC:
         raise RemoteProtocolError("the peer does not speak hostline: its hello lacks the magic bytes")
     version: int = _decode(_version_decoder, payload[len(MAGIC) :], "hello").version
     return version
 
 
-def decode_hello(payload: bytes, expected: type[Hello]) -> Hello:
+def decode_hello(payload: bytes | memoryview, expected: type[Hello]) -> Hello:
     """Read a HELLO payload of this version.
 
     Raises:
@@ -325,7 +325,7 @@ def _outermost(time_left: float) -> int:
     return 0 if time_left < 0 else 0xFFFF_FFFF_FFFF_FFFF
 
 
-def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] | None]:
+def split_call(frame: Frame) -> tuple[float | None, bytes | memoryview, bool, dict[str, str] | None]:
     """Return a call's time left in seconds or None, its encoded arguments, whether some are named, and its context.
 
     Raises:
@@ -409,7 +409,7 @@ def encode_credit(call_id: int, amount: int) -> bytes:
     return encode_frame(Kind.CREDIT, call_id, _CREDIT.pack(amount))
 
 
-def decode_credit(payload: bytes) -> int:
+def decode_credit(payload: bytes | memoryview) -> int:
     """Read a CREDIT payload: bytes granted; raises RemoteProtocolError if it is malformed."""
     if len(payload) != _CREDIT.size:
         raise RemoteProtocolError(f"credit payload of {len(payload)} bytes, where 4 belong")
@@ -437,7 +437,7 @@ def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
         return _cached_decoder.__wrapped__(returns)
 
 
-def decode_result(payload: bytes, returns: Any) -> Any:
+def decode_result(payload: bytes | memoryview, returns: Any) -> Any:
     """Read a REPLY payload as the type the caller expects.
 
     Raises:
@@ -463,7 +463,7 @@ def encode_failure(
     return encode_frame(Kind.ERROR, call_id, _encoder.encode(Failure(code, _cut(name, _MAX_NAME), message)))
 
 
-def decode_failure(payload: bytes) -> Failure:
+def decode_failure(payload: bytes | memoryview) -> Failure:
     """Read an ERROR payload; raises RemoteProtocolError if it is malformed."""
     failure: Failure = _decode(_failure_decoder, payload, "error")
     return failure
@@ -474,13 +474,13 @@ def encode_farewell(code: str, reason: str, last_call_id: int = 0) -> bytes:
     return encode_frame(Kind.GOAWAY, 0, _encoder.encode(Farewell(code, _cut(reason, _MAX_REASON), last_call_id)))
 
 
-def decode_farewell(payload: bytes) -> Farewell:
+def decode_farewell(payload: bytes | memoryview) -> Farewell:
     """Read a GOAWAY payload; raises RemoteProtocolError if it is malformed."""
     farewell: Farewell = _decode(_farewell_decoder, payload, "goaway")
     return farewell
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes, what: str) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes | memoryview, what: str) -> Any:
     try:
         return decoder.decode(payload)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:

@@ -166,7 +166,7 @@ class Signature:
         except TypeError as error:
             raise TypeError(f"method {owner}: {error}") from error
 
-    def decode(self, payload: bytes, is_named: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(self, payload: bytes | memoryview, is_named: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one call, checked against their types.
 
         Args:
@@ -221,7 +221,7 @@ class Signature:
         index = self._positional.index(self.stream.name)
         return (*args[:index], items, *args[index + 1 :]), keywords
 
-    def _decode_named(self, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _decode_named(self, payload: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pieces, named = _split_mixed(payload)
         if len(pieces) > len(self._positional):
             raise InvalidArgumentError(self._too_many(len(pieces)))
@@ -278,7 +278,7 @@ _mixed_decoder: Final = msgspec.msgpack.Decoder(tuple[_Pieces, msgspec.Raw])
 _named_decoder: Final = msgspec.msgpack.Decoder(_Named)
 
 
-def _split_mixed(payload: bytes) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]:
+def _split_mixed(payload: bytes | memoryview) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]:
     """Take the array of arguments by position and the map of those by name apart, each argument still encoded."""
     try:
         pieces, rest = _mixed_decoder.decode(payload)

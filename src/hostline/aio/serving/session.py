@@ -32,7 +32,7 @@ from hostline.limits import (
 )
 from hostline.protocol.connection import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
-from hostline.rpc.attachments import recv_attached, send_attached
+from hostline.rpc.attachments import recv_attached, recv_large, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
@@ -178,9 +178,12 @@ class Session:
         if self.holding.account.is_full and not self._may_read():
             self._pause()
             return False
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if self._max_fds:
+            if (space := self._protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, self._max_fds)
+            elif self._max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self._max_fds)
             else:
                 data = self._sock.recv(READ_SIZE)

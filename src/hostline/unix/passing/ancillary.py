@@ -38,7 +38,7 @@ from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["MAX_DATAGRAM_SIZE", "Datagram", "Received", "recv_datagram", "recv_message", "send_message", "send_packets"]
+__all__ = ["MAX_DATAGRAM_SIZE", "Datagram", "Received", "recv_datagram", "recv_message", "recv_message_into", "send_message", "send_packets"]
 
 _IS_LINUX = sys.platform == "linux"
 
@@ -309,6 +309,34 @@ def recv_message(
         raise _receive_failure(answer, len(fds), max_fds, size, socket_type)
     is_end = not data and not ancillary and (socket_type == "stream" or _has_ended(sock, socket_type))
     return Received(data, fds, is_end, _sender(sender) if sender else None, peer)
+
+
+def recv_message_into(
+    sock: socket.socket, space: memoryview, max_fds: int = 0, *, flags: int = 0, address: str = ""
+) -> tuple[int, list[Fd]]:
+    """Receive what one read of a stream gives into memory; return how many bytes came, 0 at the end, and descriptors.
+
+    Arguments and errors are those of `recv_message`.
+    """
+    ancillary: list[tuple[int, int, bytes]] = []
+    answer = 0
+    try:
+        if max_fds:
+            count, ancillary, answer, _ = sock.recvmsg_into([space], _rights_room(max_fds), flags | _MSG_CMSG_CLOEXEC)
+        else:
+            count = sock.recv_into(space, 0, flags)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise translate(error, "recv", "stream", address) from error
+    fds: list[Fd] = []
+    for _level, kind, value in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            fds += _take_over(value)
+    if answer & _TRUNCATED or len(fds) > max_fds:
+        close_all(fds)
+        raise _receive_failure(answer, len(fds), max_fds, len(space), "stream")
+    return count, fds
 
 
 def recv_datagram(
