@@ -32,7 +32,7 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds
+from hostline.unix.options import allow_fds, widen
 from hostline.unix.passing.descriptors import Fd
 from hostline.wire.frame import Frame, Kind
 
@@ -247,6 +247,7 @@ class Caller:
             answered.result()
 
     def _cancel(self, call_id: int) -> None:
+        self._outgoing.own()  # the call returns, and what it was given may change
         data = self.protocol.cancel(call_id)
         if data and not self._is_closed:
             self._queue(data)
@@ -285,7 +286,10 @@ class Caller:
     # --- reading and writing -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._read() and self._looks_again:
+        has_read = self._read()
+        if has_read and self.protocol.decoder.space is not None:
+            has_read = self._read()  # a large frame has begun, of which there is mostly more
+        if has_read and self._looks_again:
             self._loop.call_soon(self._on_readable)
 
     def _read(self) -> bool:
@@ -376,6 +380,9 @@ class Caller:
                 else:
                     outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
+            if outgoing.size > LOW_WATER and widen(self._sock):
+                self._write()
+                return
             if not self._is_writing:
                 self._is_writing = True
                 self._loop.add_writer(self._fd, self._write)

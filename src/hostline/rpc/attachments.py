@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from hostline.errors import DescriptorError, OverloadedError
-from hostline.limits import INLINE_BUFFER, MAX_FDS_PER_FRAME
+from hostline.limits import INLINE_BUFFER, LOW_WATER, MAX_FDS_PER_FRAME
 from hostline.unix.passing.ancillary import recv_message, recv_message_into, send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
 from hostline.unix.passing.memory import (
@@ -29,7 +29,16 @@ from hostline.unix.passing.memory import (
     map_sealed,
     sealed_memory,
 )
-from hostline.wire.attached import FD_CODE, attach_type, pack_buffer, pack_fd, reading, unpack_buffer, unpack_fd
+from hostline.wire.attached import (
+    FD_CODE,
+    attach_type,
+    pack_buffer,
+    pack_fd,
+    place_for,
+    reading,
+    unpack_buffer,
+    unpack_fd,
+)
 from hostline.wire.schema import types_inside
 
 if typing.TYPE_CHECKING:
@@ -151,6 +160,13 @@ def recv_large(sock: socket.socket, space: memoryview, max_fds: int) -> tuple[me
         SocketError: The peer is gone.
     """
     count, fds = recv_message_into(sock, space, max_fds, flags=socket.MSG_DONTWAIT)
+    came = count
+    try:
+        while came and count < len(space) and not fds:  # what brought descriptors is looked at first
+            came, fds = recv_message_into(sock, space[count:], max_fds, flags=socket.MSG_DONTWAIT)
+            count += came
+    except BlockingIOError:
+        pass
     return space[:count], fds or None
 
 
@@ -163,12 +179,14 @@ class Attachments:
 
     Attributes:
         fds: What is to ride on the frame, each owned by it.
+        pieces: Large buffers that stand in the frame and are not copied into it.
     """
 
-    __slots__ = ("_may_pass", "_room", "fds")
+    __slots__ = ("_may_pass", "_room", "fds", "pieces")
 
     def __init__(self, max_frame_size: int, may_pass: bool) -> None:
         self.fds: list[Fd] = []
+        self.pieces: list[memoryview] = []
         self._may_pass = may_pass
         self._room = min(max_frame_size // 2, INLINE_BUFFER)  # the other half is for what is no buffer
 
@@ -203,7 +221,10 @@ class Attachments:
         view = bytes_of(value)
         if view.nbytes <= self._room or not (self._may_pass and HAS_SEALED_MEMORY):
             self._room -= view.nbytes
-            return view
+            if view.nbytes < LOW_WATER:
+                return view
+            self.pieces.append(view)
+            return place_for(len(self.pieces) - 1)
         self._check_count()
         try:
             self.fds.append(sealed_memory(view))
@@ -325,4 +346,9 @@ def _described(value: Any) -> str:
 
 
 attach_type(Fd, _as_fd, {_KEYWORD: {"type": "fd"}})
-attach_type(Buffer, _as_buffer, {"type": "string", "contentEncoding": "base64", _KEYWORD: {"type": "buffer"}})
+attach_type(
+    Buffer,
+    _as_buffer,
+    {"type": "string", "contentEncoding": "base64", _KEYWORD: {"type": "buffer"}},
+    in_place=memoryview,
+)

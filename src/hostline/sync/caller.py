@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
-from hostline.limits import READ_SIZE
+from hostline.limits import LOW_WATER, READ_SIZE
 from hostline.protocol.connection import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
@@ -30,10 +30,10 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, arrived_size
+from hostline.unix.options import allow_fds, arrived_size, timeval, widen
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.sockets import has_hung_up
-from hostline.wire.attached import Attached
+from hostline.wire.attached import Attached, Scattered
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -362,7 +362,28 @@ class Caller:
         if type(data) is Attached:
             self._send_attached(data, deadline)
             return
+        if type(data) is Scattered:
+            self._send_scattered(data, deadline)
+            return
         self._send_plain(data, deadline, is_first=True)
+
+    def _send_scattered(self, frame: Scattered, deadline: Deadline) -> None:
+        """Send a frame from where its pieces are."""
+        outgoing = Outgoing()
+        outgoing.append(frame)
+        widen(self._sock)
+        if self._liveness is None:
+            # The kernel waits: it goes on as soon as there is room, and poll(2) says so only when most of it is free.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(deadline.remaining()))
+        while outgoing.size:
+            try:
+                flags = _SEND_FLAGS if self._liveness is not None else _SEND_FLAGS & ~socket.MSG_DONTWAIT
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], flags))
+            except BlockingIOError:
+                self._wait_for_room(deadline)
+            except OSError as error:
+                was_sent = outgoing.sent_total > 0
+                raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
 
     def _send_attached(self, frame: Attached, deadline: Deadline) -> None:
         """Send a frame with its descriptors, and close those: they have left, or never will."""
@@ -394,7 +415,8 @@ class Caller:
                     return
                 rest = memoryview(rest)[sent:]
             except BlockingIOError:
-                self._wait_for_room(deadline)
+                if len(rest) <= LOW_WATER or not widen(self._sock):
+                    self._wait_for_room(deadline)
             except OSError as error:
                 was_sent = rest is not data or not is_first
                 raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error

@@ -1,9 +1,9 @@
 """A large frame on its way in, and the memory in which its payload is received.
 
 What arrives is put where it stays: the face reads into `space`, and the payload is handed out as a view of it, without
-another copy. Memory that nobody has touched before costs more than that copy, because the kernel makes each of its pages
-at the first touch: a mebibyte took 750 us here, its copy 60. So what was used is used again once nobody holds a view of
-it any more. An announced frame takes no more than four times what has come of it.
+another copy. Memory that nobody has touched before costs more than that copy, because the kernel makes each page at its
+first touch: a mebibyte took 750 us here, its copy 60. So what was used is used again once nobody holds a view of it any
+more. New memory is at most four times what has come of a frame: one that is only announced takes next to none.
 """
 
 from __future__ import annotations

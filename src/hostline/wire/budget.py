@@ -47,7 +47,11 @@ _CONTAINER: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # 
 
 
 def check_budget(
-    payload: bytes | memoryview, extent: Extent = Extent.DEEP, *, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS
+    payload: bytes | memoryview,
+    extent: Extent = Extent.DEEP,
+    *,
+    max_depth: int = MAX_DEPTH,
+    max_elements: int = MAX_ELEMENTS,
 ) -> None:
     """Refuse a MessagePack payload that nests too deep or holds too many elements.
 

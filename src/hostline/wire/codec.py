@@ -33,7 +33,18 @@ from hostline.errors import (
     RemoteProtocolError,
 )
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
-from hostline.wire.attached import Attach, Attached, decoder_for, encode_into, encode_plain
+from hostline.wire.attached import (
+    Attach,
+    Attached,
+    InPlaceDecoder,
+    added_size,
+    decoder_for,
+    encode_into,
+    encode_plain,
+    in_place_type,
+    joined,
+    scattered,
+)
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.context import encode_context, split_context
 from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
@@ -291,6 +302,8 @@ def encode_call(
     if has_items:
         flags |= _STREAM
     size = len(buffer) - HEADER_SIZE
+    if attach is not None and attach.pieces:
+        size += added_size(attach.pieces)
     if size > max_frame_size and flags & _CONTEXT:  # a call that fits without its context is made without it
         begin = HEADER_SIZE + (8 if flags & _DEADLINE else 0)
         del buffer[begin : begin + len(extra)]
@@ -306,7 +319,11 @@ def encode_call(
 
 
 def _with_descriptors(buffer: bytearray, attach: Attach) -> bytearray:
-    """Return a frame together with the descriptors that were taken out of what it holds."""
+    """Return a frame together with the descriptors and the large buffers that were taken out of what it holds."""
+    if attach.pieces:
+        if not attach.fds:
+            return scattered(buffer, attach.pieces)
+        buffer = joined(buffer, attach.pieces)
     if not attach.fds:
         return buffer
     _FD_COUNT.pack_into(buffer, _FD_COUNT_AT, len(attach.fds))
@@ -363,6 +380,8 @@ def encode_reply(
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
     size = len(buffer) - HEADER_SIZE
+    if attach is not None and attach.pieces:
+        size += added_size(attach.pieces)
     if size > max_frame_size:
         _drop(attach)
         raise InvalidResultError(
@@ -396,6 +415,9 @@ def encode_item(
         encode_into(item, buffer, HEADER_SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise refusal(f"item cannot be encoded: {error}") from error
+    if attach is not None and attach.pieces:
+        buffer = joined(buffer, attach.pieces)  # an item is charged and counted in one piece
+        attach.pieces = []
     size = len(buffer) - HEADER_SIZE
     if size > max_frame_size:
         _drop(attach)
@@ -418,14 +440,17 @@ def decode_credit(payload: bytes | memoryview) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any] | InPlaceDecoder, Extent]:
     from hostline.wire.schema import check_decodable, extent_of
 
     check_decodable(returns)
-    return decoder_for(returns), extent_of(returns)
+    decoder = decoder_for(returns)
+    if in_place_type(returns) is not returns:
+        return InPlaceDecoder(returns, decoder), extent_of(returns)
+    return decoder, extent_of(returns)
 
 
-def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any] | InPlaceDecoder, Extent]:
     """Return the decoder for a result type, and how much the type leaves to the sender.
 
     Raises:

@@ -279,7 +279,9 @@ class FrameDecoder:
         close_owners(self._held)
         self._held = ()
 
-    def _keep(self, data: bytes | memoryview, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool) -> None:
+    def _keep(
+        self, data: bytes | memoryview, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool
+    ) -> None:
         """Hold the rest of `data`, and its descriptors, until its frame is there."""
         self._needed = HEADER_SIZE
         end = len(data)

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from hostline.errors import InvalidArgumentError, RemoteProtocolError
-from hostline.wire.attached import attached_schema, decoder_for, is_attached
+from hostline.wire.attached import attached_schema, decoder_for, in_place_type, is_attached, settled
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 
 __all__ = [
@@ -155,6 +155,7 @@ class Signature:
             sent = [p.annotation for p in self.parameters if not p.is_stream]
             self._extent = max((extent_of(annotation) for annotation in sent), default=Extent.FIXED)
             self._array = _decoder(_fields(positional), is_array=True)
+            self._array_in_place = _in_place_decoder(positional)
             self._head = _decoder(_fields(positional_only, all_optional=True), is_array=True)
             self._map = _decoder(_fields(named, all_optional=True), is_array=False)
             items = [] if self.stream is None else [self.stream.annotation]
@@ -186,7 +187,10 @@ class Signature:
                 check_budget(payload, self._extent)
             if is_named:
                 return self._decode_named(payload)
-            values = _without_unset(self._array.decode(payload))
+            if self._array_in_place is not None and type(payload) is memoryview:
+                values = self._decode_in_place(self._array_in_place, payload)
+            else:
+                values = _without_unset(self._array.decode(payload))
         except msgspec.ValidationError as error:
             raise InvalidArgumentError(self._explain(str(error))) from error
         except InvalidArgumentError:
@@ -220,6 +224,13 @@ class Signature:
             return args, {**keywords, self.stream.name: items}
         index = self._positional.index(self.stream.name)
         return (*args[:index], items, *args[index + 1 :]), keywords
+
+    def _decode_in_place(self, decoder: msgspec.msgpack.Decoder[Any], payload: memoryview) -> tuple[Any, ...]:
+        try:
+            values = decoder.decode(payload)
+        except msgspec.ValidationError:
+            values = self._array.decode(payload)  # travels beside the frame, or tells what is wrong
+        return tuple(settled(value, payload) for value in _without_unset(values))
 
     def _decode_named(self, payload: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pieces, named = _split_mixed(payload)
@@ -355,6 +366,14 @@ def _decoder(fields: list[Any], *, is_array: bool) -> msgspec.msgpack.Decoder[An
     return decoder_for(
         msgspec.defstruct("Arguments", fields, array_like=is_array, kw_only=not is_array, forbid_unknown_fields=True)
     )
+
+
+def _in_place_decoder(parameters: list[Parameter]) -> msgspec.msgpack.Decoder[Any] | None:
+    """Return a decoder that leaves buffers where they are in a large frame, for parameters of which any may be one."""
+    changed = [msgspec.structs.replace(p, annotation=in_place_type(p.annotation)) for p in parameters]
+    if all(new.annotation is old.annotation for new, old in zip(changed, parameters, strict=True)):
+        return None
+    return _decoder(_fields(changed), is_array=True)
 
 
 def _without_unset(arguments: Any) -> tuple[Any, ...]:

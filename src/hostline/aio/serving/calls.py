@@ -238,7 +238,13 @@ class Calls:
         self.fail(call.call_id, code, message)
 
     def _run_inline(
-        self, method: Method, call_id: int, payload: bytes | memoryview, is_named: bool, deadline: Deadline, fds: Sequence[Fd]
+        self,
+        method: Method,
+        call_id: int,
+        payload: bytes | memoryview,
+        is_named: bool,
+        deadline: Deadline,
+        fds: Sequence[Fd],
     ) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
         context = Context(self._session.peer, method.name, call_id, deadline) if method.context_name else None

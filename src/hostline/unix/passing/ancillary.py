@@ -38,7 +38,16 @@ from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["MAX_DATAGRAM_SIZE", "Datagram", "Received", "recv_datagram", "recv_message", "recv_message_into", "send_message", "send_packets"]
+__all__ = [
+    "MAX_DATAGRAM_SIZE",
+    "Datagram",
+    "Received",
+    "recv_datagram",
+    "recv_message",
+    "recv_message_into",
+    "send_message",
+    "send_packets",
+]
 
 _IS_LINUX = sys.platform == "linux"
 
