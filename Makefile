@@ -4,6 +4,7 @@
 #   VENV=...         where the environment goes (default: .venv)
 #   FULL=1 ROWS=...  make scorecard: at full size; only these rows: make scorecard ROWS="R5 R9"
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
+#   HOSTLINE_BUILD_EXT=yes|no|auto   the compiled core (see CONTRIBUTING.md); HOSTLINE_PURE_PYTHON=1 runs without it
 #   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
 
 VENV ?= .venv
@@ -15,6 +16,10 @@ py := $(VENV)/bin/python
 pytest := $(py) -m pytest
 # Tests that judge the source text; `make check` runs them, and they are part of `make test` too.
 gates := tests/test_floors.py tests/test_forbidden.py tests/test_parity.py tests/test_size.py
+
+# What the compiled core is made of: setup.py compiles each module with a .pxd beside it, and each .pyx.
+pxd := $(shell find src -name '*.pxd')
+core := setup.py $(shell find src -name '*.pyx') $(pxd) $(wildcard $(pxd:.pxd=.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -31,8 +36,8 @@ $(VENV)/bin/pip:
 		echo "making $(VENV) with $$python (once)" && \
 		"$$python" -m venv $(VENV)
 
-# One stamp for each extra: installed again when pyproject.toml changes.
-$(VENV)/.has-%: pyproject.toml | $(VENV)/bin/pip
+# One stamp for each extra: installed again when pyproject.toml changes, or the core, whose .so stand in src/.
+$(VENV)/.has-%: pyproject.toml $(core) | $(VENV)/bin/pip
 	@echo "installing hostline[$*] into $(VENV) (once; a minute or so)"
 	@$(py) -m pip install -qq --disable-pip-version-check --editable ".[$*]"
 	@touch $@
@@ -96,3 +101,4 @@ clean: ## remove what the targets above wrote, but for the environments
 .PHONY: distclean
 distclean: clean ## remove the environments as well
 	rm -rf .venv .venv-*
+	find src -name '*.so' -delete

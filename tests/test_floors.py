@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "limits", "clock", "_version"),
+    0: ("errors", "limits", "clock", "_core", "_version"),
     1: ("unix", "wire"),
     2: ("protocol",),
     3: ("rpc",),

@@ -23,6 +23,9 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 IMPORT_NAMES = {"grpcio": "grpc", "pyro5": "Pyro5", "pyzmq": "zmq", "prometheus-client": "prometheus_client"}
 IMPORT_NAMES |= {"opentelemetry-api": "opentelemetry", "opentelemetry-sdk": "opentelemetry"}
 
+# What else stands beside the modules: what they are compiled from, and with, and to.
+NOT_DATA = (".py", ".pyc", ".pxd", ".pyx", ".so")
+
 
 def distribution(requirement: str) -> str:
     return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
@@ -89,7 +92,7 @@ def test_types_and_data_files_are_shipped() -> None:
         for glob in shipped[package]
     ]
     covered = {path for place, glob in globs for path in (SOURCE / place).glob(glob)}
-    data = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")}
+    data = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in NOT_DATA}
     assert data - covered == set(), "add them to package-data in pyproject.toml"
 
 

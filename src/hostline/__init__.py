@@ -3,6 +3,9 @@
 The blocking face is here by its bare names; the asyncio face, with the same names, is `hostline.aio`.
 """
 
+# First, for it decides how all the others are imported.
+from hostline._core import is_compiled  # isort: skip
+
 from hostline import aio, errors, sync
 from hostline._version import __version__
 from hostline.aio.serving.service import Service
@@ -53,6 +56,7 @@ __all__ = [
     "connect_channel",
     "connect_socket",
     "fd_kinds",
+    "is_compiled",
     "listen",
     "listen_channel",
     "raises",

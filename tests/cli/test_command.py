@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from hostline import __version__
+from hostline import __version__, is_compiled
 from hostline.cli.app import app
 from hostline.cli.exits import ExitCode
 from tests.cli.running import environment, hostline, on_terminal, plain
@@ -29,12 +29,20 @@ def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_version_names_python_and_the_platform() -> None:
+def test_the_version_names_python_the_core_and_the_platform() -> None:
     done = hostline("--version")
-    text = done.stdout.decode()
+    text = done.stdout.decode().partition("\n")[0]
     assert done.returncode == 0
     assert text.startswith(f"hostline {__version__}, {platform.python_implementation()} {platform.python_version()}, ")
-    assert text.endswith(f"{platform.system()} {platform.release()} {platform.machine()}\n")
+    assert text.endswith(f"{platform.system()} {platform.release()} {platform.machine()}")
+    assert f", {'compiled core' if is_compiled() else 'pure Python'}, " in text
+
+
+def test_the_version_says_what_is_missed_without_the_compiled_core() -> None:
+    done = hostline("--version", env={"HOSTLINE_PURE_PYTHON": "1"})
+    first, _, rest = done.stdout.decode().partition("\n")
+    assert ", pure Python, " in first
+    assert rest == "the compiled core is left out: HOSTLINE_PURE_PYTHON is set\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

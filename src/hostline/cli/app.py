@@ -68,10 +68,14 @@ def _print_version(is_asked: bool) -> None:
         return
     import platform
 
+    from hostline._core import advice, describe_core
     from hostline._version import __version__
 
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    print(f"hostline {__version__}, {python}, {platform.system()} {platform.release()} {platform.machine()}")
+    machine = f"{platform.system()} {platform.release()} {platform.machine()}"
+    print(f"hostline {__version__}, {python}, {describe_core()}, {machine}")
+    if text := advice():
+        print(text)
     raise typer.Exit
 
 

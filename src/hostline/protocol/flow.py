@@ -20,12 +20,16 @@ from hostline.wire.frame import HEADER_SIZE
 __all__ = ["Allowance", "Window", "item_cost"]
 
 _GRANT_AT: Final = STREAM_CREDIT // 2
+_FIRST: Final = STREAM_CREDIT
+_MOST: Final = MAX_STREAM_CREDIT
+_SIZE: Final = HEADER_SIZE
+_FD_COST: Final = FD_COST
 
 
 def item_cost(frame: bytearray) -> int:
     """Return what an item's frame takes of its stream's credit beside the header, in bytes."""
-    size = len(frame) - HEADER_SIZE
-    return size + FD_COST * len(frame.fds) if type(frame) is Attached else size
+    size = len(frame) - _SIZE
+    return size + _FD_COST * len(frame.fds) if type(frame) is Attached else size
 
 
 class Allowance:
@@ -39,7 +43,7 @@ class Allowance:
     __slots__ = ("is_over", "left")
 
     def __init__(self) -> None:
-        self.left = STREAM_CREDIT
+        self.left = _FIRST
         self.is_over = False
 
     @property
@@ -49,7 +53,7 @@ class Allowance:
 
     def take(self, size: int) -> None:
         """Pay for an item that costs `size` bytes."""
-        self.left -= HEADER_SIZE + size
+        self.left -= _SIZE + size
 
     def grant(self, amount: int) -> None:
         """Add what the reader granted, in bytes.
@@ -57,7 +61,7 @@ class Allowance:
         Raises:
             RemoteProtocolError: It is nothing, or more than anybody may have.
         """
-        if amount < 1 or self.left + amount > MAX_STREAM_CREDIT:
+        if amount < 1 or self.left + amount > _MOST:
             raise RemoteProtocolError(
                 f"credit of {amount} bytes on top of {self.left}: must be 1 to {MAX_STREAM_CREDIT} in all"
             )
@@ -74,7 +78,7 @@ class Window:
     __slots__ = ("_taken", "left")
 
     def __init__(self) -> None:
-        self.left = STREAM_CREDIT
+        self.left = _FIRST
         self._taken = 0
 
     def arrived(self, size: int) -> None:
@@ -85,11 +89,11 @@ class Window:
         """
         if self.left <= 0:
             raise RemoteProtocolError(f"item of {size} bytes without credit")
-        self.left -= HEADER_SIZE + size
+        self.left -= _SIZE + size
 
     def taken(self, size: int) -> int:
         """Note that the program took an item that costs `size` bytes; returns the bytes to grant now, mostly 0."""
-        self._taken += HEADER_SIZE + size
+        self._taken += _SIZE + size
         if self._taken < _GRANT_AT:
             return 0
         amount, self._taken = self._taken, 0

@@ -11,6 +11,7 @@ import enum
 import sys
 from typing import Final
 
+import hostline.wire.header as header
 from hostline.errors import RemoteProtocolError
 from hostline.limits import MAX_DEPTH, MAX_ELEMENTS
 
@@ -36,20 +37,37 @@ class Extent(enum.IntEnum):
 # Every byte that cannot open a container. What is left after deleting these is an upper bound for the nesting.
 _NOT_CONTAINERS: Final = bytes(b for b in range(256) if not (0x80 <= b <= 0x9F or 0xDC <= b <= 0xDF))
 
-# Bytes after the head that carry no element of their own: fixed-size scalars and the width of length fields.
-_FIXED: Final = {
-    0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8,
-    0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,
+# What a head byte says of what follows: which of the forms below, and a number that belongs to it.
+_PLAIN: Final = 0  # a scalar, with so many bytes behind its head
+_SIZED: Final = 1  # bytes or text, whose size stands in so many bytes
+_EXTENSION: Final = 2  # an extension, whose size stands in so many bytes, with one more for its code
+_ARRAY: Final = 3  # an array, whose count stands in so many bytes, or in the head
+_MAP: Final = 4  # a map, in the same way
+_INVALID: Final = 5
+
+_HEADS: Final = {
+    **dict.fromkeys(range(0x80), (_PLAIN, 0)), **dict.fromkeys(range(0xE0, 0x100), (_PLAIN, 0)),
+    **dict.fromkeys(range(0x80, 0x90), (_MAP, 0)), **dict.fromkeys(range(0x90, 0xA0), (_ARRAY, 0)),
+    **{head: (_PLAIN, head & 0x1F) for head in range(0xA0, 0xC0)},
+    0xC0: (_PLAIN, 0), 0xC1: (_INVALID, 0), 0xC2: (_PLAIN, 0), 0xC3: (_PLAIN, 0),
+    0xC4: (_SIZED, 1), 0xC5: (_SIZED, 2), 0xC6: (_SIZED, 4),
+    0xC7: (_EXTENSION, 1), 0xC8: (_EXTENSION, 2), 0xC9: (_EXTENSION, 4),
+    0xCA: (_PLAIN, 4), 0xCB: (_PLAIN, 8), 0xCC: (_PLAIN, 1), 0xCD: (_PLAIN, 2), 0xCE: (_PLAIN, 4), 0xCF: (_PLAIN, 8),
+    0xD0: (_PLAIN, 1), 0xD1: (_PLAIN, 2), 0xD2: (_PLAIN, 4), 0xD3: (_PLAIN, 8),
+    0xD4: (_PLAIN, 2), 0xD5: (_PLAIN, 3), 0xD6: (_PLAIN, 5), 0xD7: (_PLAIN, 9), 0xD8: (_PLAIN, 17),
+    0xD9: (_SIZED, 1), 0xDA: (_SIZED, 2), 0xDB: (_SIZED, 4),
+    0xDC: (_ARRAY, 2), 0xDD: (_ARRAY, 4), 0xDE: (_MAP, 2), 0xDF: (_MAP, 4),
 }  # fmt: skip
-_SIZED: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin and str
-_EXTENSION: Final = {0xC7: 1, 0xC8: 2, 0xC9: 4}
-_CONTAINER: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # width of the count, elements each
+_FORMS: Final = bytes(_HEADS[head][0] for head in range(256))
+_WIDTHS: Final = bytes(_HEADS[head][1] for head in range(256))
+
+_DEEP: Final = Extent.DEEP
+_FIXED: Final = Extent.FIXED
 
 
 def check_budget(
     payload: bytes | memoryview,
     extent: Extent = Extent.DEEP,
-    *,
     max_depth: int = MAX_DEPTH,
     max_elements: int = MAX_ELEMENTS,
 ) -> None:
@@ -65,62 +83,59 @@ def check_budget(
         RemoteProtocolError: A bound is broken, or the bytes are not MessagePack.
     """
     size = len(payload)
-    if extent is Extent.DEEP:
+    if extent is _DEEP:
         if size <= max_elements and len(bytes(payload).translate(None, _NOT_CONTAINERS)) <= max_depth:
             return
-    elif (extent is Extent.FIXED or size <= max_elements) and (size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW):
+    elif (extent is _FIXED or size <= max_elements) and (size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW):
         return
-    _walk(payload, max_depth, max_elements)
+    _walk(bytes(payload), max_depth, max_elements)
 
 
-def _walk(payload: bytes | memoryview, max_depth: int, max_elements: int) -> None:
+def _walk(payload: bytes, max_depth: int, max_elements: int) -> None:
     """Count without recursion and without building a value.
 
-    One loop of branches, because each byte of a hostile payload passes here: over 60 lines as functions would cost
-    a call for every element.
+    One loop of branches, because each value of a hostile payload passes here, and a function would cost a call for
+    each.
     """
     size = len(payload)
     at = 0
     elements = 0
-    open_counts: list[int] = []  # elements still to come on each open level
+    depth = 0
+    left = 0  # elements still to come on the innermost open level
+    outer: list[int] = []  # and on the others
     while at < size:
         head = payload[at]
         at += 1
         elements += 1
         if elements > max_elements:
             raise RemoteProtocolError(f"payload has more than max_elements {max_elements} values")
+        form = _FORMS[head]
+        width = _WIDTHS[head]
         children = -1  # not a container
-        if head <= 0x7F or head >= 0xE0:
-            pass
-        elif head <= 0x8F:
-            children = (head & 0x0F) * 2
-        elif head <= 0x9F:
-            children = head & 0x0F
-        elif head <= 0xBF:
-            at += head & 0x1F
-        elif head in _FIXED:
-            at += _FIXED[head]
-        elif head in _SIZED:
-            width = _SIZED[head]
-            at += width + int.from_bytes(payload[at : at + width], "big")
-        elif head in _EXTENSION:
-            width = _EXTENSION[head]
-            at += width + 1 + int.from_bytes(payload[at : at + width], "big")
-        elif head in _CONTAINER:
-            width, each = _CONTAINER[head]
-            children = int.from_bytes(payload[at : at + width], "big") * each
+        if form == _PLAIN:
+            at += width
+        elif form <= _EXTENSION:
+            at += width + header.read_big(payload, at, width) + (form == _EXTENSION)
+        elif form <= _MAP:
+            children = header.read_big(payload, at, width) if width else head & 0x0F
+            if form == _MAP:
+                children *= 2
             at += width
         else:
             raise RemoteProtocolError(f"byte {head:#04x} at offset {at - 1} is not MessagePack")
         if elements + children > max_elements:
             raise RemoteProtocolError(f"payload has more than max_elements {max_elements} values")
-        if open_counts:
-            open_counts[-1] -= 1
+        if depth:
+            left -= 1
         if children >= 0:
-            if len(open_counts) >= max_depth:
+            if depth >= max_depth:
                 raise RemoteProtocolError(f"payload nests deeper than max_depth {max_depth} levels")
-            open_counts.append(children)
-        while open_counts and not open_counts[-1]:
-            open_counts.pop()
-    if at > size or open_counts:
+            if depth:
+                outer.append(left)
+            depth += 1
+            left = children
+        while depth and not left:
+            depth -= 1
+            left = outer.pop() if depth else 0
+    if at > size or depth:
         raise RemoteProtocolError(f"payload of {size} bytes ends in the middle of a value")

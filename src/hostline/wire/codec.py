@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+import hostline.wire.header as header
 from hostline.errors import (
     InvalidArgumentError,
     InvalidResultError,
@@ -47,7 +48,8 @@ from hostline.wire.attached import (
 )
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.context import encode_context, split_context
-from hostline.wire.frame import HEADER, HEADER_SIZE, Flag, Frame, Kind, encode_frame
+from hostline.wire.frame import Flag, Frame, Kind, encode_frame
+from hostline.wire.header import HEADER_SIZE
 
 __all__ = [
     "FEATURES",
@@ -92,7 +94,6 @@ _MAX_MESSAGE: Final = 4096
 _MAX_PROGRAM: Final = 256
 _BESIDE_MESSAGE: Final = 256  # code, name and MessagePack's own bytes in an ERROR
 
-_TIME_LEFT: Final = struct.Struct("<Q")
 _FD_COUNT: Final = struct.Struct("<H")
 _FD_COUNT_AT: Final = 6  # its offset in the header
 _CREDIT: Final = struct.Struct("<I")
@@ -109,6 +110,7 @@ _NAMED: Final = int(Flag.NAMED)
 _STREAM: Final = int(Flag.STREAM)
 _CONTEXT: Final = int(Flag.CONTEXT)
 _ITEM: Final = int(Kind.ITEM)
+_SIZE: Final = HEADER_SIZE
 
 
 def own_features(has_descriptors: bool) -> list[str]:
@@ -201,7 +203,6 @@ class _AnyHello(msgspec.Struct):
 Hello = TypeVar("Hello", ClientHello, ServerHello)
 
 _encoder: Final = msgspec.msgpack.Encoder()
-_pack_header = HEADER.pack_into
 _failure_decoder: Final = msgspec.msgpack.Decoder(Failure)
 _farewell_decoder: Final = msgspec.msgpack.Decoder(Farewell)
 _version_decoder: Final = msgspec.msgpack.Decoder(_AnyHello)
@@ -280,12 +281,12 @@ def encode_call(
     """
     flags = 0
     if time_left is None:
-        buffer = bytearray(HEADER_SIZE)
+        buffer = header.new_buffer(_SIZE)
     else:
         flags = _DEADLINE
-        buffer = bytearray(HEADER_SIZE + 8)
+        buffer = header.new_buffer(_SIZE + 8)
         left = int(time_left * 1e6) if 0 <= time_left < _LONGEST else _outermost(time_left)
-        _TIME_LEFT.pack_into(buffer, HEADER_SIZE, left)
+        header.pack_time(buffer, _SIZE, left)
     if context and (extra := encode_context(context)):
         flags |= _CONTEXT
         buffer += extra
@@ -301,11 +302,11 @@ def encode_call(
         raise InvalidArgumentError(f"arguments cannot be encoded: {error}") from error
     if has_items:
         flags |= _STREAM
-    size = len(buffer) - HEADER_SIZE
+    size = len(buffer) - _SIZE
     if attach is not None and attach.pieces:
         size += added_size(attach.pieces)
     if size > max_frame_size and flags & _CONTEXT:  # a call that fits without its context is made without it
-        begin = HEADER_SIZE + (8 if flags & _DEADLINE else 0)
+        begin = _SIZE + (8 if flags & _DEADLINE else 0)
         del buffer[begin : begin + len(extra)]
         flags &= ~_CONTEXT
         size -= len(extra)
@@ -314,7 +315,7 @@ def encode_call(
         raise InvalidArgumentError(
             f"arguments of {size} bytes exceed max_frame_size {max_frame_size}: large ones travel as hostline.Buffer"
         )
-    _pack_header(buffer, 0, size, _CALL, flags, 0, call_id, method)
+    header.pack_into(buffer, 0, size, _CALL, flags, 0, call_id, method)
     return _with_descriptors(buffer, attach) if attach is not None else buffer
 
 
@@ -348,14 +349,15 @@ def split_call(frame: Frame) -> tuple[float | None, bytes | memoryview, bool, di
     Raises:
         RemoteProtocolError: The payload is too short for its flags, or its context is malformed.
     """
-    _, flags, _, _, _, payload, _ = frame
+    flags, payload = frame[1], frame[5]
     if not flags:
         return None, payload, False, None
     time_left = None
     if flags & _DEADLINE:
         if len(payload) < 8:
             raise RemoteProtocolError(f"call payload of {len(payload)} bytes has no room for its time left")
-        time_left = _TIME_LEFT.unpack_from(payload)[0] / 1e6
+        (left,) = header.unpack_time(payload if type(payload) is bytes else bytes(payload[:8]))
+        time_left = left / 1e6
         payload = payload[8:]
     context = None
     if flags & _CONTEXT:
@@ -371,15 +373,15 @@ def encode_reply(
     Raises:
         InvalidResultError: The result cannot be encoded or exceeds the frame.
     """
-    buffer = bytearray(HEADER_SIZE)
+    buffer = header.new_buffer(_SIZE)
     try:
         if attach is None:
-            encode_plain(result, buffer, HEADER_SIZE)
+            encode_plain(result, buffer, _SIZE)
         else:
-            encode_into(result, buffer, HEADER_SIZE, attach)
+            encode_into(result, buffer, _SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
-    size = len(buffer) - HEADER_SIZE
+    size = len(buffer) - _SIZE
     if attach is not None and attach.pieces:
         size += added_size(attach.pieces)
     if size > max_frame_size:
@@ -387,7 +389,7 @@ def encode_reply(
         raise InvalidResultError(
             f"result of {size} bytes exceeds max_frame_size {max_frame_size}: large ones travel as hostline.Buffer"
         )
-    _pack_header(buffer, 0, size, _REPLY, 0, 0, call_id, 0)
+    header.pack_into(buffer, 0, size, _REPLY, 0, 0, call_id, 0)
     return _with_descriptors(buffer, attach) if attach is not None else buffer
 
 
@@ -410,19 +412,19 @@ def encode_item(
     Raises:
         InvalidResultError: The item cannot be encoded or exceeds the frame; `refusal` if given.
     """
-    buffer = bytearray(HEADER_SIZE)
+    buffer = header.new_buffer(_SIZE)
     try:
-        encode_into(item, buffer, HEADER_SIZE, attach)
+        encode_into(item, buffer, _SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise refusal(f"item cannot be encoded: {error}") from error
     if attach is not None and attach.pieces:
         buffer = joined(buffer, attach.pieces)  # an item is charged and counted in one piece
         attach.pieces = []
-    size = len(buffer) - HEADER_SIZE
+    size = len(buffer) - _SIZE
     if size > max_frame_size:
         _drop(attach)
         raise refusal(f"item of {size} bytes exceeds max_frame_size {max_frame_size}")
-    _pack_header(buffer, 0, size, _ITEM, 0, 0, call_id, 0)
+    header.pack_into(buffer, 0, size, _ITEM, 0, 0, call_id, 0)
     return _with_descriptors(buffer, attach) if attach is not None else buffer
 
 

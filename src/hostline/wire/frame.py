@@ -14,10 +14,10 @@ The decoder knows the form of frames and their bounds. Which frame may come when
 from __future__ import annotations
 
 import enum
-import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import hostline.wire.header as header
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.limits import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -29,6 +29,7 @@ from hostline.limits import (
 )
 from hostline.wire.arriving import Arriving
 from hostline.wire.attached import close_owners
+from hostline.wire.header import HEADER, HEADER_SIZE
 
 __all__ = [
     "FLAGS",
@@ -41,12 +42,6 @@ __all__ = [
     "check_frame_size",
     "encode_frame",
 ]
-
-HEADER: Final = struct.Struct("<IBBHII")
-HEADER_SIZE: Final = HEADER.size
-
-_unpack_header = HEADER.unpack_from
-_new_tuple = tuple.__new__  # half the price of the generated Frame.__new__
 
 
 class Kind(enum.IntEnum):
@@ -90,6 +85,8 @@ _WITHOUT_PAYLOAD: Final = frozenset({Kind.END, Kind.CANCEL, Kind.PING, Kind.PONG
 _HELLO: Final = int(Kind.HELLO)
 _CALL: Final = int(Kind.CALL)
 _ITEM: Final = int(Kind.ITEM)
+_SIZE: Final = HEADER_SIZE
+_LARGE: Final = LARGE_FRAME + HEADER_SIZE
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
@@ -130,7 +127,7 @@ def encode_frame(
     """
     if len(payload) > 0xFFFF_FFFF:
         raise LocalProtocolError(f"payload of {len(payload)} bytes exceeds the {0xFFFF_FFFF} a frame can carry")
-    return HEADER.pack(len(payload), kind, flags, 0, call_id, method) + payload
+    return header.frame(payload, kind, flags, call_id, method)
 
 
 def check_frame_size(max_frame_size: int) -> int:
@@ -185,7 +182,7 @@ class FrameDecoder:
         self._limit = MAX_HELLO_SIZE
         self._has_met = False
         self._buffer = bytearray()
-        self._needed = HEADER_SIZE
+        self._needed = _SIZE
         self._arriving: Arriving | None = None  # a large frame's payload; its header stands in the buffer then
         self.space: memoryview | None = None
         self.frame_count = 0
@@ -236,11 +233,12 @@ class FrameDecoder:
                 return []
             data = bytes(buffer)
             buffer.clear()
+        come: Any = data  # bytes by now; nothing else has passed `_fill`
         held = self._held
-        size = len(data)
+        size = len(come)
         start = 0
-        while size - start >= HEADER_SIZE:
-            length, kind, flags, fd_count, call_id, method = _unpack_header(data, start)
+        while size - start >= _SIZE:
+            length, kind, flags, fd_count, call_id, method = header.unpack(come, start)
             # One look for calls, answers and items, which are nearly all there is; the rest is checked in full.
             if (
                 length > self._limit
@@ -255,11 +253,11 @@ class FrameDecoder:
                 if start or is_new:
                     held, fds = fds or (), None
                 _match(fd_count, held)
-            end = start + HEADER_SIZE + length
+            end = start + _SIZE + length
             if end > size:
                 break
-            payload = data[start + HEADER_SIZE : end]
-            frames.append(_new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
+            payload = come[start + _SIZE : end]
+            frames.append(header.new_tuple(Frame, (kind, flags, fd_count, call_id, method, payload, held)))
             if held:
                 held = ()
             start = end
@@ -267,7 +265,7 @@ class FrameDecoder:
                 self.expect_frames()
         self.frame_count += len(frames)
         if start < size:
-            self._keep(data, start, held, fds, is_new=bool(start or is_new))
+            self._keep(come, start, held, fds, start > 0 or is_new)
         elif fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         else:
@@ -279,34 +277,31 @@ class FrameDecoder:
         close_owners(self._held)
         self._held = ()
 
-    def _keep(
-        self, data: bytes | memoryview, start: int, held: Sequence[Any], fds: list[Any] | None, *, is_new: bool
-    ) -> None:
+    def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, is_new: bool) -> None:
         """Hold the rest of `data`, and its descriptors, until its frame is there."""
-        self._needed = HEADER_SIZE
+        self._needed = _SIZE
         end = len(data)
-        if end - start >= HEADER_SIZE:
-            size = HEADER.unpack_from(data, start)[0]
-            self._needed += size
-            if size > LARGE_FRAME:
-                end = start + HEADER_SIZE
+        if end - start >= _SIZE:
+            self._needed += header.unpack(data, start)[0]
+            if self._needed > _LARGE:
+                end = start + _SIZE
         elif is_new and fds:
             held, fds = fds, None  # its header will tell how many it announces
         if fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         self._held = held
         self._buffer += data[start:end]
-        if self._needed > LARGE_FRAME + HEADER_SIZE:
-            self._arriving = arriving = Arriving(self._needed - HEADER_SIZE, memoryview(data)[end:])
+        if self._needed > _LARGE:
+            self._arriving = arriving = Arriving(self._needed - _SIZE, memoryview(data)[end:])
             self.space = arriving.space
 
     def _fill(self, arriving: Arriving, data: bytes | memoryview, frames: list[Frame]) -> bytes:
         """Put what belongs to a large frame in its place, add the frame if that completes it, and return the rest."""
         taken = arriving.put(data)
-        if arriving.arrived < self._needed - HEADER_SIZE:
+        if arriving.arrived < self._needed - _SIZE:
             self.space = arriving.space
             return b""
-        _, kind, flags, fd_count, call_id, method = _unpack_header(self._buffer)
+        _, kind, flags, fd_count, call_id, method = header.unpack(bytes(self._buffer), 0)
         frames.append(Frame(kind, flags, fd_count, call_id, method, arriving.payload(), self._held))
         self._buffer.clear()
         self._held = ()

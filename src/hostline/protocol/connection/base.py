@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from hostline.errors import LocalProtocolError, RemoteProtocolError
 from hostline.protocol.outgoing import close_attached
@@ -12,16 +12,22 @@ from hostline.wire.frame import Frame, FrameDecoder, Kind, encode_frame
 
 __all__ = ["Connection"]
 
+# By themselves, for an enumeration's member costs a look-up of its own.
+_OPENING: Final = State.OPENING
+_OPEN: Final = State.OPEN
+_CLOSING: Final = State.CLOSING
+_CLOSED: Final = State.CLOSED
+
 
 class Connection:
     """Hold what both roles share: the state, the decoder, and the frames that answer by themselves."""
 
-    role: Role
+    role = Role.CLIENT  # each side says its own
 
     def __init__(self, max_frame_size: int, max_fds: int = 0) -> None:
         self.decoder = FrameDecoder(max_frame_size, max_fds)
         self._max_frame_size = max_frame_size
-        self._enter(State.OPENING)
+        self._enter(_OPENING)
         self._outgoing: list[bytes | bytearray] = []
         self._has_pong = False
         self._features: frozenset[str] = frozenset()  # what the peer names: nothing else is used towards it
@@ -34,7 +40,7 @@ class Connection:
     @property
     def answers_pings(self) -> bool:
         """Whether the peer has said that it does."""
-        return "ping" in self._features and self.state in (State.OPEN, State.CLOSING)
+        return "ping" in self._features and self.state in (_OPEN, _CLOSING)
 
     def data_to_send(self) -> list[bytes | bytearray]:
         """Return the frames to send, in order, and forget them."""
@@ -51,7 +57,7 @@ class Connection:
             LocalProtocolError: The two sides have not greeted each other, the connection is closed, or the peer does
                 not know the frame.
         """
-        if self.state is not State.OPEN and self.state is not State.CLOSING:
+        if self.state is not _OPEN and self.state is not _CLOSING:
             raise LocalProtocolError(f"connection is {self.state.value}: it takes no ping")
         if "ping" not in self._features:
             raise LocalProtocolError("the peer does not name the feature 'ping'")
@@ -77,12 +83,12 @@ class Connection:
                 following = self._allowed.get(kind)
                 if following is not self.state:
                     self._follow(kind, following)
-            if self.state is State.CLOSED and decoder.is_partial:
+            if self.state is _CLOSED and decoder.is_partial:
                 raise RemoteProtocolError(f"data after the end: the {self.role.value} is closed")
         except RemoteProtocolError:
             decoder.close_held()
             close_owners(fds or ())
-            self._enter(State.CLOSED)
+            self._enter(_CLOSED)
             raise
         return frames
 
@@ -102,5 +108,5 @@ class Connection:
         """Take a state, and the row of the table that goes with it."""
         self.state = state
         self._allowed = TRANSITIONS[self.role, state]
-        if state is State.CLOSED:
+        if state is _CLOSED:
             self.decoder = FrameDecoder(self._max_frame_size)  # nothing is kept of what came after the end

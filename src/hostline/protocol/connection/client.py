@@ -39,13 +39,16 @@ Answer = tuple[Any, Frame]
 # Plain integers for the hot path: arithmetic on enum members costs ten times as much.
 _REPLY: Final = int(Kind.REPLY)
 _ERROR: Final = int(Kind.ERROR)
-_ANSWERED: Final = (_REPLY, _ERROR)
 _HELLO: Final = int(Kind.HELLO)
 _ITEM: Final = int(Kind.ITEM)
 _END: Final = int(Kind.END)
 _CREDIT: Final = int(Kind.CREDIT)
 _GOAWAY: Final = int(Kind.GOAWAY)
 _PING: Final = int(Kind.PING)
+
+# By themselves, for an enumeration's member costs a look-up of its own.
+_OPEN: Final = State.OPEN
+_CLOSED: Final = State.CLOSED
 
 
 class ClientConnection(Connection):
@@ -97,7 +100,7 @@ class ClientConnection(Connection):
     @property
     def is_usable(self) -> bool:
         """Whether a new call may start here."""
-        return self.state is State.OPEN
+        return self.state is _OPEN
 
     def receive_data(self, data: bytes | memoryview, fds: list[Any] | None = None) -> list[Answer]:
         """Return the answers that `data` completes, and beside them the ITEMs of streams and the CREDIT for them.
@@ -113,7 +116,7 @@ class ClientConnection(Connection):
         try:
             for frame in self._frames(data, fds):
                 kind = frame[0]
-                if kind in _ANSWERED:
+                if kind == _REPLY or kind == _ERROR:  # noqa: PLR1714
                     if kind == _ERROR:
                         decode_failure(frame.payload)  # a malformed one is a violation, not one call's failure
                     elif self._windows and frame.call_id in self._windows:
@@ -134,15 +137,16 @@ class ClientConnection(Connection):
                 elif kind == _GOAWAY:
                     self._part(decode_farewell(frame.payload))
         except RemoteProtocolError:
-            self._enter(State.CLOSED)
+            self._enter(_CLOSED)
             # Nobody gets what came before the violation: these calls end as all the others in flight do.
-            self.in_flight.update((frame.call_id, ticket) for ticket, frame in answers)
+            for ticket, frame in answers:
+                self.in_flight[frame.call_id] = ticket
             raise
         return answers
 
     def _answer(self, frame: Frame, answers: list[Answer]) -> None:
         """Take the frame that ends a call."""
-        call_id = frame.call_id
+        call_id = frame[3]
         ticket = self.in_flight.pop(call_id, None)
         if ticket is None:
             self._late(call_id)
@@ -202,7 +206,7 @@ class ClientConnection(Connection):
             InvalidArgumentError: The arguments cannot be encoded.
             LocalProtocolError: The connection does not take calls now.
         """
-        if self.state is not State.OPEN:
+        if self.state is not _OPEN:
             raise LocalProtocolError(f"connection is {self.state.value}: it takes no call")
         number = self._methods.get(method)
         if number is None:

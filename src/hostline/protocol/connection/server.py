@@ -37,9 +37,14 @@ _ITEM: Final = int(Kind.ITEM)
 _END: Final = int(Kind.END)
 _CREDIT: Final = int(Kind.CREDIT)
 _STREAM: Final = int(Flag.STREAM)
-_ABOUT_RUNNING: Final = (_CANCEL, _CREDIT)
 _GOAWAY: Final = int(Kind.GOAWAY)
 _PING: Final = int(Kind.PING)
+
+# By themselves, for an enumeration's member costs a look-up of its own.
+_OPENING: Final = State.OPENING
+_OPEN: Final = State.OPEN
+_CLOSING: Final = State.CLOSING
+_CLOSED: Final = State.CLOSED
 
 
 class ServerConnection(Connection):
@@ -98,7 +103,7 @@ class ServerConnection(Connection):
                     self._admit(frame, events)
                 elif kind == _ITEM:
                     self._take_item(frame, events)
-                elif kind in _ABOUT_RUNNING:
+                elif kind == _CANCEL or kind == _CREDIT:  # noqa: PLR1714
                     if kind == _CREDIT:
                         decode_credit(frame.payload)  # a malformed one is a violation, whatever it is about
                     if frame.call_id in self.in_flight:
@@ -113,7 +118,7 @@ class ServerConnection(Connection):
                     decode_farewell(frame.payload)
                     self._is_client_leaving = True
         except RemoteProtocolError as error:
-            self._enter(State.CLOSED)
+            self._enter(_CLOSED)
             self.go_away(GoawayCode.PROTOCOL, str(error))
             raise
         return events
@@ -175,13 +180,13 @@ class ServerConnection(Connection):
         if not self._is_leaving:
             self._is_leaving = True
             self._outgoing.append(encode_farewell(code, reason, self.last_call_id))
-            if self.state is State.OPEN:
-                self._enter(State.CLOSING)
-            elif self.state is State.OPENING:
-                self._enter(State.CLOSED)
+            if self.state is _OPEN:
+                self._enter(_CLOSING)
+            elif self.state is _OPENING:
+                self._enter(_CLOSED)
 
     def _admit(self, frame: Frame, events: list[Frame]) -> None:
-        call_id = frame.call_id
+        call_id = frame[3]
         if call_id in self.in_flight:
             raise RemoteProtocolError(f"call id {call_id} is in flight already")
         if self._is_client_leaving:
@@ -193,7 +198,7 @@ class ServerConnection(Connection):
         if call_id > self.last_call_id:
             self.last_call_id = call_id
         self.in_flight.add(call_id)
-        if frame.flags & _STREAM:
+        if frame[1] & _STREAM:
             self._windows[call_id] = Window()
         events.append(frame)
 
