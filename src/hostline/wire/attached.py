@@ -21,6 +21,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
+from hostline.wire.budget import Extent
+
 __all__ = [
     "BUFFER_CODE",
     "FD_CODE",
@@ -288,27 +290,27 @@ def settled(value: Any, whole: memoryview) -> Any:
 
 
 class InPlaceDecoder:
-    """Decode one buffer without a copy where a large frame holds it; everything else as the usual decoder does.
+    """Decode one buffer, without a copy where a large frame holds it.
 
     Args:
         annotation: The type.
         decoder: The usual decoder for it, which also says what is wrong with a value.
+        extent: How much of a payload's form is left to the sender where it is decoded in place (budget.py).
+
+    Attributes:
+        extent: As given.
     """
 
-    __slots__ = ("_decoder", "_in_place")
+    __slots__ = ("_in_place", "decode", "extent")
 
-    def __init__(self, annotation: Any, decoder: msgspec.msgpack.Decoder[Any]) -> None:
-        self._decoder = decoder
+    def __init__(self, annotation: Any, decoder: msgspec.msgpack.Decoder[Any], extent: Extent) -> None:
+        self.decode = decoder.decode
+        self.extent = extent
         self._in_place = decoder_for(in_place_type(annotation))
 
-    def decode(self, payload: bytes | memoryview) -> Any:
-        """Return the value; raises what msgspec raises."""
-        if type(payload) is memoryview:
-            try:
-                return settled(self._in_place.decode(payload), payload)
-            except msgspec.ValidationError:
-                pass  # not these bytes: what travels beside the frame, or a violation
-        return self._decoder.decode(payload)
+    def decode_in_place(self, payload: memoryview) -> Any:
+        """Return the value; raises what msgspec raises, also where the usual decoder would find a value."""
+        return settled(self._in_place.decode(payload), payload)
 
 
 def reading(detach: Detach, decode: Callable[[], T]) -> T:

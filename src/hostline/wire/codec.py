@@ -448,7 +448,7 @@ def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any] | InPlac
     check_decodable(returns)
     decoder = decoder_for(returns)
     if in_place_type(returns) is not returns:
-        return InPlaceDecoder(returns, decoder), extent_of(returns)
+        return InPlaceDecoder(returns, decoder, extent_of(in_place_type(returns))), extent_of(returns)
     return decoder, extent_of(returns)
 
 
@@ -473,6 +473,12 @@ def decode_result(payload: bytes | memoryview, returns: Any) -> Any:
     """
     decoder, extent = result_decoder(returns)
     try:
+        if type(payload) is memoryview and type(decoder) is InPlaceDecoder:
+            check_budget(payload, decoder.extent)
+            try:
+                return decoder.decode_in_place(payload)
+            except msgspec.ValidationError:
+                pass  # not these bytes: what travels beside the frame, or a violation
         if extent or len(payload) > SHALLOW:
             check_budget(payload, extent)
         return decoder.decode(payload)

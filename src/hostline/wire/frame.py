@@ -39,6 +39,7 @@ __all__ = [
     "Frame",
     "FrameDecoder",
     "Kind",
+    "Payload",
     "check_frame_size",
     "encode_frame",
 ]
@@ -90,6 +91,10 @@ _LARGE: Final = LARGE_FRAME + HEADER_SIZE
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
 
 
+# Of a large frame it is a view of the memory that it was received in.
+Payload = bytes | memoryview
+
+
 class Frame(NamedTuple):
     """One decoded frame.
 
@@ -108,7 +113,7 @@ class Frame(NamedTuple):
     fd_count: int
     call_id: int
     method: int
-    payload: bytes | memoryview
+    payload: Payload
     fds: Sequence[Any] = ()
 
     @property

@@ -156,6 +156,7 @@ class Signature:
             self._extent = max((extent_of(annotation) for annotation in sent), default=Extent.FIXED)
             self._array = _decoder(_fields(positional), is_array=True)
             self._array_in_place = _in_place_decoder(positional)
+            self._extent_in_place = max((extent_of(in_place_type(each)) for each in sent), default=Extent.FIXED)
             self._head = _decoder(_fields(positional_only, all_optional=True), is_array=True)
             self._map = _decoder(_fields(named, all_optional=True), is_array=False)
             items = [] if self.stream is None else [self.stream.annotation]
@@ -183,14 +184,13 @@ class Signature:
             Exception: Whatever a type's own check raises beside ValueError and TypeError, which refuse the value.
         """
         try:
+            if type(payload) is memoryview and not is_named and (values := self._decode_in_place(payload)) is not None:
+                return values, {}
             if self._extent or len(payload) > SHALLOW:
                 check_budget(payload, self._extent)
             if is_named:
                 return self._decode_named(payload)
-            if self._array_in_place is not None and type(payload) is memoryview:
-                values = self._decode_in_place(self._array_in_place, payload)
-            else:
-                values = _without_unset(self._array.decode(payload))
+            values = _without_unset(self._array.decode(payload))
         except msgspec.ValidationError as error:
             raise InvalidArgumentError(self._explain(str(error))) from error
         except InvalidArgumentError:
@@ -225,12 +225,16 @@ class Signature:
         index = self._positional.index(self.stream.name)
         return (*args[:index], items, *args[index + 1 :]), keywords
 
-    def _decode_in_place(self, decoder: msgspec.msgpack.Decoder[Any], payload: memoryview) -> tuple[Any, ...]:
+    def _decode_in_place(self, payload: memoryview) -> tuple[Any, ...] | None:
+        """Return the arguments of a large call, buffers where they are, or None: they are for the usual decoder."""
+        if self._array_in_place is None or self._required_named_only:
+            return None
+        check_budget(payload, self._extent_in_place)
         try:
-            values = decoder.decode(payload)
+            values = self._array_in_place.decode(payload)
         except msgspec.ValidationError:
-            values = self._array.decode(payload)  # travels beside the frame, or tells what is wrong
-        return tuple(settled(value, payload) for value in _without_unset(values))
+            return None  # what travels beside the frame, or a violation
+        return tuple([settled(value, payload) for value in _without_unset(values)])
 
     def _decode_named(self, payload: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pieces, named = _split_mixed(payload)

@@ -3,6 +3,8 @@
 Calls the kernel once and never waits: on a non-blocking socket `BlockingIOError` comes through untouched. Knows no
 frames.
 
+More than 400 lines: what is sent and what is received rests on the same rules of the kernel, and they stand once.
+
 Rules of the kernel this rests on (unix(7), cmsg(3), and tried out on Linux 6.18):
 
 - Descriptors belong to the first byte they were sent with. On a stream they end a read early, and descriptors sent
