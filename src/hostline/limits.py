@@ -133,10 +133,10 @@ READ_SIZE = 64 << 10
 LARGE_FRAME = 64 << 10
 WARM_MEMORY = 4 << 20
 
-# SO_SNDBUF of a Unix socket that has more than LOW_WATER to send and no room for it: what net.core.wmem_max allows
-# everywhere, and twice what a socket begins with, since the kernel doubles the number. Both sides wait for each other
-# half as often then. Connections with little to say keep the default, which their peers may fill and leave unread.
-LARGE_SEND_BUFFER = 212_992
+# SO_SNDBUF of a Unix socket that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
+# the kernel doubles the number. It gives no more than net.core.wmem_max, 212,992 where nobody raised it, and that is
+# still twice what a socket begins with. Connections with little to say keep the default, which their peers may fill.
+LARGE_SEND_BUFFER = 640 << 10
 
 # --- channels --------------------------------------------------------------------------------------
 

@@ -134,6 +134,8 @@ class Outgoing:
             close_attached(frame)
         self.size -= count
         self.sent_total += count
+        if not self.size:
+            self._has_borrowed = False
         while count:
             first = buffers[0]
             if count < len(first):
