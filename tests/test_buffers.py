@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import select
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -191,6 +192,45 @@ def test_a_kept_view_stays_whatever_its_sender_does(stage: Stage, world: World) 
     data[:10] = bytes(10)
     line.close()
     assert world.kept[0] == some_bytes(2 * MIB)
+
+
+def test_a_result_is_what_it_was_when_the_handler_returned(sock_dir: Path) -> None:
+    memory = bytearray(b"a" * MIB)
+    service = hostline.Service("shared")
+
+    @service.method(inline=True)
+    def give() -> Buffer:
+        return Buffer(memory)
+
+    @service.method(inline=True)
+    def change() -> None:
+        memory[:] = b"b" * MIB
+
+    with ServerThread(service, sock_dir / "s") as server, RawClient(server.address) as raw:
+        raw.call(1, "give")
+        select.select([raw.sock], [], [], 10)  # it has begun to leave, and its reader does not read
+        with hostline.connect(server.address) as line:
+            line.call("change")
+        reply = raw.read()
+    assert len(reply.payload) > MIB
+    assert b"b" not in bytes(reply.payload[5:])
+
+
+@pytest.mark.parametrize("size", [300_000, MIB])
+def test_a_small_buffer_does_not_keep_its_large_frame(sock_dir: Path, size: int) -> None:
+    service = hostline.Service("two")
+    kept: list[Buffer] = []
+
+    @service.method(inline=True)
+    def take(small: Buffer, large: Buffer) -> None:
+        kept.extend((small, large))
+
+    with ServerThread(service, sock_dir / "s") as server, hostline.connect(server.address) as line:
+        line.call("take", Buffer(b"s" * 1000), Buffer(b"l" * size))
+    small, large = (memoryview(view) for view in kept)
+    assert (small, large) == (b"s" * 1000, b"l" * size)
+    assert isinstance(small.obj, bytes)
+    assert isinstance(large.obj, bytearray), "it is where it was received"
 
 
 def test_nothing_is_held_after_the_call(stage: Stage, world: World) -> None:

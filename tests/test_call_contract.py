@@ -547,7 +547,7 @@ UNSENDABLE: dict[str, Any] = {
     "ring": endless,
     "unset field": unset,
     "property that raises": Unreadable,
-    "too large": lambda: b"x" * (1 << 20),
+    "too large": lambda: b"x" * (2 << 20),
 }
 
 

@@ -139,7 +139,7 @@ class Hostile:
         sock.sendall(HELLO + self.rng.randbytes(self.rng.randrange(1, 3000)))
 
     def oversize(self, sock: socket.socket) -> None:
-        sock.sendall(HELLO + HEADER.pack(self.rng.choice([(1 << 20) + 1, 1 << 30, 0xFFFFFFFF]), Kind.CALL, 0, 0, 1, 0))
+        sock.sendall(HELLO + HEADER.pack(self.rng.choice([(2 << 20) + 1, 1 << 30, 0xFFFFFFFF]), Kind.CALL, 0, 0, 1, 0))
 
     def announce_descriptors(self, sock: socket.socket) -> None:
         sock.sendall(HELLO + HEADER.pack(1, Kind.CALL, 0, self.rng.randrange(1, 0xFFFF), 1, LOOK) + b"\x90")

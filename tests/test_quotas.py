@@ -99,6 +99,7 @@ SETTINGS = ServerSettings(
     max_connections_per_uid=60,
     max_connection_rate_per_uid=200.0,
     max_buffered_per_uid=8 * MIB,
+    max_frame_size=MIB,
 )
 
 
@@ -286,7 +287,7 @@ def test_calls_of_one_user_beyond_the_bound_are_overloaded_by_name(address: str,
 
 
 def test_a_waiting_stream_whose_items_would_overfill_the_account_is_turned_down(address: str, loop: str) -> None:
-    settings = ServerSettings(concurrency=1, max_buffered_per_uid=2 * MIB)
+    settings = ServerSettings(concurrency=1, max_buffered_per_uid=2 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         with RawClient(address) as client:
 
@@ -339,7 +340,7 @@ def AsyncLineOn(address: str, loop: str, **options: Any) -> Iterator[AsyncLine]:
         ({"max_connections": 0}, "max_connections of 0 must be at least 1"),
         ({"max_calls_per_uid": 0}, "max_calls_per_uid of 0 must be at least 1"),
         ({"max_connection_rate_per_uid": 0.0}, "math.inf is no bound"),
-        ({"max_buffered_per_uid": MIB}, r"max_buffered_per_uid of 1048576 bytes must be at least 2097152, two frames"),
+        ({"max_buffered_per_uid": MIB}, r"max_buffered_per_uid of 1048576 bytes must be at least 4194304, two frames"),
         ({"idle_timeout": 0.0}, "idle_timeout of 0.0 seconds must be above 0; None turns it off"),
         ({"ping_timeout": -1.0}, "ping_timeout of -1.0 seconds must be above 0"),
         ({"concurrency": 0}, "concurrency of 0 must be at least 1"),
@@ -361,7 +362,7 @@ def test_bounds_that_make_no_sense_are_refused_with_value_and_fix(options: dict[
 
 def test_large_answers_that_are_read_cut_nobody_off(address: str, loop: str) -> None:
     """Sixty-four answers of a mebibyte at the same time are more than the bound, and all arrive."""
-    settings = ServerSettings(max_buffered_per_uid=8 * MIB)
+    settings = ServerSettings(max_buffered_per_uid=8 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         with AsyncLineOn(address, loop) as one, AsyncLineOn(address, loop) as other:
             calls = [line.start("give_later", MIB - 100, timeout=60) for _ in range(32) for line in (one, other)]
@@ -375,7 +376,7 @@ def test_large_answers_that_are_read_cut_nobody_off(address: str, loop: str) -> 
 @pytest.mark.slow
 def test_many_large_arguments_that_come_in_pieces_all_arrive(address: str, loop: str) -> None:
     """Two hundred mebibytes, all begun at once, where eight may be kept."""
-    settings = ServerSettings(max_buffered_per_uid=8 * MIB)
+    settings = ServerSettings(max_buffered_per_uid=8 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         clients = [RawClient(address) for _ in range(200)]
         rest = {client: memoryview(client.encode(1, "take", b"x" * (MIB - 100))) for client in clients}
@@ -403,7 +404,7 @@ def test_many_large_arguments_that_come_in_pieces_all_arrive(address: str, loop:
 @pytest.mark.parametrize("with_streams", [False, True])
 def test_a_full_account_comes_free_by_itself(address: str, loop: str, with_streams: bool) -> None:
     """Waiting arguments fill the account, and what must end first for them to run needs more to be read."""
-    settings = ServerSettings(concurrency=2, max_buffered_per_uid=3 * MIB)
+    settings = ServerSettings(concurrency=2, max_buffered_per_uid=3 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         with AsyncLineOn(address, loop) as streaming, AsyncLineOn(address, loop) as calling:
             go_on = threading.Event()
@@ -430,7 +431,7 @@ def test_a_full_account_comes_free_by_itself(address: str, loop: str, with_strea
 
 
 def test_a_stream_that_starts_while_the_account_is_full_is_read(address: str, loop: str) -> None:
-    settings = ServerSettings(concurrency=1, max_buffered_per_uid=2 * MIB)
+    settings = ServerSettings(concurrency=1, max_buffered_per_uid=2 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         clients = [RawClient(address) for _ in range(5)]
         holding, streaming, *others = clients
@@ -484,7 +485,7 @@ def test_unread_answers_below_the_mark_are_cut_off_too_where_the_user_has_too_ma
     address: str, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hostline.aio.serving.session.SLOW_READER_TIMEOUT", 0.5)
-    settings = ServerSettings(max_buffered_per_uid=4 * MIB)
+    settings = ServerSettings(max_buffered_per_uid=4 * MIB, max_frame_size=MIB)
     with ServerThread(costly_service(), address, loop=loop, settings=settings) as server:
         clients = [RawClient(address) for _ in range(8)]
         with hostline.connect(address) as bystander:

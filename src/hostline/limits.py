@@ -50,12 +50,11 @@ FD_COST = 4 << 10
 
 # --- buffers ---------------------------------------------------------------------------------------
 
-# Bytes of a `Buffer` up to which it travels in the frame, where it fits; above, in sealed memory. Measured by
-# benchmarks/buffers.py with a blocking client: up to about 2 MiB sealed memory makes results dearer (1.6 times) and
-# arguments cheaper (0.9 times at 512 KiB, 0.76 at 1 MiB), both together about the same; at 8 MiB an argument costs a
-# third. The bound is lower than that because a frame holds up every other call on its connection, and its buffers leave
-# half of the usual frame to the rest.
-INLINE_BUFFER = 512 << 10
+# Bytes of a `Buffer` up to which it travels in the frame, where it fits; above, in sealed memory. Through the socket
+# both sides copy into memory that they have used before, sealed memory is new each time: a mebibyte takes half the time
+# in the frame (benchmarks/buffers.py). The bound is not higher because a frame holds up every other call on its
+# connection, and its buffers leave half of the usual frame to the rest.
+INLINE_BUFFER = 1 << 20
 
 # Bytes of one `Buffer`. A sparse file of any size costs its sender nothing and its reader everything.
 MAX_BUFFER_SIZE = 256 << 20
@@ -104,6 +103,9 @@ FAILED_PROOF_LOG_INTERVAL = 1.0
 DEFAULT_MAX_FRAME_SIZE = 1 << 20
 HARD_MAX_FRAME_SIZE = 16 << 20
 
+# What the library's own servers and clients say that they take: a mebibyte of bytes, and what stands beside it.
+USUAL_MAX_FRAME_SIZE = 2 << 20
+
 # The least that a peer may name as its largest payload. Every error and every farewell fits into it; without it a peer
 # that names 1 could be answered nothing at all, and each answer would be one more failure in the server's log.
 MIN_MAX_FRAME_SIZE = 1 << 10
@@ -132,6 +134,16 @@ LEAST_READ_SIZE = 4 << 10
 # Seconds until a connection that was read on an event loop that may have stopped watching it (libuv does at POLLERR) is
 # tried once more. Shorter costs busy connections more, longer lets those that ended stay.
 SECOND_LOOK = 0.02
+# Payload of a frame from which on it is received straight into memory of its own, in which it stays: below, one read
+# mostly brings it whole. And bytes of such memory that a process keeps for the next large frames, also while nobody
+# needs them: to touch a mebibyte for the first time costs ten times as much as to copy it.
+LARGE_FRAME = 64 << 10
+WARM_MEMORY = 4 << 20
+
+# SO_SNDBUF of a Unix socket that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
+# the kernel doubles the number. It gives no more than net.core.wmem_max, 212,992 where nobody raised it, and that is
+# still twice what a socket begins with. Connections with little to say keep the default, which their peers may fill.
+LARGE_SEND_BUFFER = 640 << 10
 
 # --- channels --------------------------------------------------------------------------------------
 

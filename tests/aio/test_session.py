@@ -557,7 +557,7 @@ VIOLATIONS: dict[str, tuple[bool, bytes, str]] = {
     "unknown kind": (True, header(kind=77), "kind 77"),
     "unknown flag": (True, header(flags=0x80), "flags"),
     "announced descriptors": (True, header(fds=3), "3 descriptors"),
-    "too large": (True, header((1 << 20) + 1), "exceeds max_frame_size"),
+    "too large": (True, header((2 << 20) + 1), "exceeds max_frame_size"),
     "enormous": (True, header(0xFFFF_FFFF), "exceeds max_frame_size"),
     "id 0": (True, encode_frame(Kind.CALL, 0, b"\x90"), "id 0"),
     "id twice": (True, encode_frame(Kind.CALL, 1, b"\x91\xa1a") * 2, "in flight already"),

@@ -184,7 +184,7 @@ def note_credit(heard: Heard, frames: bytes) -> None:
 
 def check_held(side: Any, max_frame_size: int) -> None:
     """Demand that no more is kept than one frame that is not complete."""
-    assert len(side.decoder._buffer) < HEADER_SIZE + max(MAX_HELLO_SIZE, max_frame_size)
+    assert side.decoder.mark[1] < HEADER_SIZE + max(MAX_HELLO_SIZE, max_frame_size)
 
 
 def check_closed(side: Any) -> None:

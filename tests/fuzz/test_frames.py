@@ -40,7 +40,7 @@ def make(rng: random.Random) -> Case:
 
 def held(decoder: Any) -> int:
     """Return how many bytes a decoder keeps for later."""
-    return len(decoder._buffer)
+    return decoder.mark[1]
 
 
 def feed(decoder: Any, case: Case) -> tuple[list[Frame], bool]:

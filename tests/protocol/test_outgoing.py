@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from hostline.protocol.outgoing import Outgoing
+from hostline.rpc.attachments import Attachments
 from hostline.unix.passing.descriptors import Fd
-from hostline.wire.attached import Attached
-from hostline.wire.codec import encode_failure
+from hostline.unix.passing.memory import Buffer
+from hostline.wire.attached import Attached, Scattered
+from hostline.wire.codec import encode_failure, encode_reply
 from hostline.wire.frame import HEADER_SIZE, Kind, encode_frame
 
 
@@ -64,3 +66,37 @@ def test_a_descriptor_that_fails_to_close_changes_nothing() -> None:
     outgoing.replace_first(b"")
     outgoing.clear()
     assert not any(frame.fds for frame in frames)
+
+
+def large(memory: bytearray) -> Scattered:
+    frame = encode_reply(1, Buffer(memory), 1 << 20, Attachments(1 << 20, may_pass=False))
+    assert isinstance(frame, Scattered)
+    return frame
+
+
+def test_a_large_buffer_is_sent_from_where_it_is_as_the_same_bytes() -> None:
+    memory = bytearray(os.urandom(400_000))
+    outgoing = Outgoing()
+    frame = large(memory)
+    before, after = encode_frame(Kind.PONG), encode_frame(Kind.PING)
+    for one in (before, frame, after):
+        outgoing.append(one)
+    assert outgoing.size == len(before) + len(frame) + len(after)
+    pieces = [piece for piece in frame.pieces if piece.obj is memory]
+    assert [len(piece) for piece in pieces] == [len(memory)]
+    reply = encode_reply(1, bytes(memory))
+    assert b"".join(data for data, _ in leave(outgoing)) == before + reply + after
+
+
+def test_what_waits_is_our_own_once_it_was_copied() -> None:
+    memory = bytearray(os.urandom(400_000))
+    whole = bytes(encode_reply(1, bytes(memory)))
+    outgoing = Outgoing()
+    outgoing.append(large(memory))
+    for count in (len(outgoing.buffers()[0]), 150_000):
+        outgoing.sent(count)
+    sent = outgoing.sent_total
+    outgoing.own()
+    memory[:] = bytes(len(memory))
+    memory.append(0)  # nothing holds a view of it any more
+    assert b"".join(data for data, _ in leave(outgoing)) == whole[sent:]

@@ -161,6 +161,8 @@ class Attachments:
     def __init__(self) -> None:
         self.fds: list[Any] = []
 
+    pieces: list[memoryview] = []  # noqa: RUF012 - nothing is ever put into it
+
     def take_out(self, value: Elsewhere) -> msgspec.msgpack.Ext:
         self.fds.append(value)
         return pack_fd(value.said["fd"]) if "fd" in value.said else pack_buffer(*value.said["buffer"])

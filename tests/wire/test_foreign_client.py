@@ -23,7 +23,7 @@ from tests.wire import foreign_client
 from tests.wire.foreign_client import CallFailed, Client, Violation, pack, unpack
 
 import hostline
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_CALLS_PER_CONNECTION
+from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_CALLS_PER_CONNECTION, USUAL_MAX_FRAME_SIZE
 from hostline.rpc.settings import ServerSettings
 
 
@@ -164,7 +164,7 @@ def test_it_learns_the_services_methods(client: Client, hall: Hall) -> None:
     ]  # fmt: skip
     assert client.idempotent == {"echo", "hostline.describe", "hostline.health", "hostline.stats"}
     assert client.features == ["cancel", "context", "deadline", "descriptors", "ping", "streams"]
-    assert client.server_max_frame_size == DEFAULT_MAX_FRAME_SIZE
+    assert client.server_max_frame_size == USUAL_MAX_FRAME_SIZE
 
 
 def test_it_says_the_golden_hello_but_for_its_name_and_features() -> None:
@@ -351,9 +351,13 @@ def test_it_may_say_farewell_itself_and_still_be_answered(client: Client, hall: 
     "vector", [v for v in vectors("malformed") if v["receiver"] == "server"], ids=lambda v: v["name"]
 )
 def test_what_the_page_forbids_is_answered_with_a_farewell_that_says_why(
-    server: ServerThread, vector: dict[str, Any]
+    hall: Hall, sock_dir: Path, vector: dict[str, Any]
 ) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    settings = ServerSettings(max_frame_size=DEFAULT_MAX_FRAME_SIZE)
+    with (
+        ServerThread(hall.service, sock_dir / "s", settings=settings) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock,
+    ):
         sock.settimeout(10)
         sock.connect(server.address)
         sock.sendall(b"".join(frame_bytes(name) for name in vector["before"]) + bytes.fromhex(vector["hex"]))

@@ -21,7 +21,7 @@ from hostline.protocol.connection.client import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -33,7 +33,7 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds
+from hostline.unix.options import allow_fds, widen
 from hostline.unix.passing.descriptors import Fd
 from hostline.wire.frame import Frame, Kind
 
@@ -250,6 +250,7 @@ class Caller:
             answered.result()
 
     def _cancel(self, call_id: int) -> None:
+        self._outgoing.own()  # the call returns, and what it was given may change
         data = self.protocol.cancel(call_id)
         if data and not self._is_closed:
             self._queue(data)
@@ -288,7 +289,10 @@ class Caller:
     # --- reading and writing -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._read() and self._looks_again and self._second_look is None:
+        has_read = self._read()
+        if has_read and self.protocol.decoder.space is not None:
+            has_read = self._read()  # a large frame has begun, of which there is mostly more
+        if has_read and self._looks_again and self._second_look is None:
             self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
 
     def _look_again(self) -> None:
@@ -299,9 +303,12 @@ class Caller:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_closed:
             return False
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if self.protocol.max_fds:
+            if (space := self.protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, self.protocol.max_fds)
+            elif self.protocol.max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
             else:
                 data = self._sock.recv(self._read_size)
@@ -382,6 +389,9 @@ class Caller:
                 else:
                     outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
+            if outgoing.size > LOW_WATER and widen(self._sock):
+                self._write()
+                return
             if not self._is_writing:
                 self._is_writing = True
                 self._loop.add_writer(self._fd, self._write)

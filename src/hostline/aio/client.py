@@ -36,10 +36,10 @@ from hostline.errors import (
 )
 from hostline.limits import (
     DEFAULT_CONNECT_TIMEOUT,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     MAX_CALLS_PER_CONNECTION,
     RECONNECT_TIMEOUT,
+    USUAL_MAX_FRAME_SIZE,
 )
 from hostline.protocol.retry import Backoff
 from hostline.rpc.batch_runs import BatchRun
@@ -438,7 +438,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     timeout: float | None = None,
     ping_interval: float | None = None,
     ping_timeout: float = DEFAULT_PING_TIMEOUT,
@@ -454,7 +454,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     timeout: float | None = None,
     ping_interval: float | None = None,
     ping_timeout: float = DEFAULT_PING_TIMEOUT,
@@ -469,7 +469,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     timeout: float | None = None,
     ping_interval: float | None = None,
     ping_timeout: float = DEFAULT_PING_TIMEOUT,

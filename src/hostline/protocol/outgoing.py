@@ -11,13 +11,18 @@ from collections import deque
 from itertools import islice
 from typing import Any, Final
 
-from hostline.wire.attached import Attached, close_owners
+from hostline.wire.attached import Attached, Scattered, close_owners
 from hostline.wire.frame import HEADER, HEADER_SIZE, Kind
 
 __all__ = ["Outgoing", "close_attached"]
 
 # The most buffers that one sendmsg takes (IOV_MAX).
 _MAX_BUFFERS: Final = 1024
+
+_MAX_HEAD: Final = 4 << 10
+
+# Memory that nobody changes: frames of our own among it.
+_OWN: Final = (bytes, Attached)
 
 _END: Final = int(Kind.END)
 
@@ -31,11 +36,12 @@ class Outgoing:
         sent_total: Bytes that the kernel took.
     """
 
-    __slots__ = ("_attached", "_buffers", "queued_total", "sent_total", "size")
+    __slots__ = ("_attached", "_buffers", "_has_borrowed", "queued_total", "sent_total", "size")
 
     def __init__(self) -> None:
         self._attached: deque[int] = deque()  # where in the stream frames with descriptors begin
         self._buffers: deque[bytes | bytearray | memoryview] = deque()
+        self._has_borrowed = False  # whether there may be memory of the program's own among what waits
         self.size = 0
         self.queued_total = 0
         self.sent_total = 0
@@ -44,12 +50,29 @@ class Outgoing:
         """Queue a frame, or the rest of one; the descriptors of an `Attached` are this object's from now on."""
         if type(data) is Attached:
             self._attached.append(self.queued_total)
-        self._buffers.append(data)
+        if type(data) is Scattered:
+            self._buffers += data.pieces
+            self._has_borrowed = True
+        else:
+            self._buffers.append(data)
         self.size += len(data)
         self.queued_total += len(data)
 
+    def own(self) -> None:
+        """Copy what waits and is the program's own memory, which may change from here on."""
+        if self._has_borrowed:
+            self._has_borrowed = False
+            for index, buffer in enumerate(self._buffers):
+                if type(buffer) is memoryview and type(buffer.obj) not in _OWN:
+                    self._buffers[index] = bytes(buffer)
+
     def buffers(self) -> list[bytes | bytearray | memoryview]:
-        """Return what to offer next, for one sendmsg."""
+        """Return what to offer next, for one sendmsg.
+
+        What stands before a large buffer goes first: the other side makes room while the rest is copied.
+        """
+        if self._has_borrowed and len(self._buffers[0]) <= _MAX_HEAD:
+            return [self._buffers[0]]
         if not self._attached:
             return list(islice(self._buffers, _MAX_BUFFERS))
         offered: list[bytes | bytearray | memoryview] = []
@@ -89,7 +112,7 @@ class Outgoing:
         """
         position = self.sent_total
         for index, frame in enumerate(self._buffers):
-            if index and len(frame) == HEADER_SIZE:
+            if index and type(frame) is bytes and len(frame) == HEADER_SIZE:
                 _, kind, _, _, its_call, _ = HEADER.unpack(frame)
                 if kind == _END and its_call == call_id:
                     grown = len(data) - len(frame)
@@ -111,6 +134,8 @@ class Outgoing:
             close_attached(frame)
         self.size -= count
         self.sent_total += count
+        if not self.size:
+            self._has_borrowed = False
         while count:
             first = buffers[0]
             if count < len(first):

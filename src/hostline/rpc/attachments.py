@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from hostline.errors import DescriptorError, OverloadedError
-from hostline.limits import INLINE_BUFFER, MAX_FDS_PER_FRAME
-from hostline.unix.passing.ancillary import recv_message, send_message
+from hostline.limits import INLINE_BUFFER, LOW_WATER, MAX_FDS_PER_FRAME
+from hostline.unix.passing.ancillary import recv_message, recv_message_into, send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
 from hostline.unix.passing.memory import (
     HAS_SEALED_MEMORY,
@@ -29,7 +29,16 @@ from hostline.unix.passing.memory import (
     map_sealed,
     sealed_memory,
 )
-from hostline.wire.attached import FD_CODE, attach_type, pack_buffer, pack_fd, reading, unpack_buffer, unpack_fd
+from hostline.wire.attached import (
+    FD_CODE,
+    attach_type,
+    pack_buffer,
+    pack_fd,
+    place_for,
+    reading,
+    unpack_buffer,
+    unpack_fd,
+)
 from hostline.wire.schema import types_inside
 
 if typing.TYPE_CHECKING:
@@ -44,6 +53,7 @@ __all__ = [
     "kinds_allowed",
     "read_attached",
     "recv_attached",
+    "recv_large",
     "send_attached",
 ]
 
@@ -138,6 +148,28 @@ def recv_attached(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, 
     return data, fds or None
 
 
+def recv_large(sock: socket.socket, space: memoryview, max_fds: int) -> tuple[memoryview, list[Fd] | None]:
+    """Read what belongs to a large frame to where it stays, until nothing is left to be read now.
+
+    Returns:
+        The part of `space` that was filled, empty at the end of the stream, and the descriptors that came.
+
+    Raises:
+        BlockingIOError: There is nothing to read.
+        DescriptorError: More descriptors than `max_fds` came, or this process has no free one.
+        SocketError: The peer is gone.
+    """
+    count, fds = recv_message_into(sock, space, max_fds, flags=socket.MSG_DONTWAIT)
+    came = count
+    try:
+        while came and count < len(space) and not fds:  # what brought descriptors is looked at first
+            came, fds = recv_message_into(sock, space[count:], max_fds, flags=socket.MSG_DONTWAIT)
+            count += came
+    except BlockingIOError:
+        pass
+    return space[:count], fds or None
+
+
 class Attachments:
     """Take descriptors and buffers out of what is encoded for one frame.
 
@@ -147,12 +179,14 @@ class Attachments:
 
     Attributes:
         fds: What is to ride on the frame, each owned by it.
+        pieces: Large buffers that stand in the frame and are not copied into it.
     """
 
-    __slots__ = ("_may_pass", "_room", "fds")
+    __slots__ = ("_may_pass", "_room", "fds", "pieces")
 
     def __init__(self, max_frame_size: int, may_pass: bool) -> None:
         self.fds: list[Fd] = []
+        self.pieces: list[memoryview] = []
         self._may_pass = may_pass
         self._room = min(max_frame_size // 2, INLINE_BUFFER)  # the other half is for what is no buffer
 
@@ -187,7 +221,10 @@ class Attachments:
         view = bytes_of(value)
         if view.nbytes <= self._room or not (self._may_pass and HAS_SEALED_MEMORY):
             self._room -= view.nbytes
-            return view
+            if view.nbytes < LOW_WATER:
+                return view
+            self.pieces.append(view)
+            return place_for(len(self.pieces) - 1)
         self._check_count()
         try:
             self.fds.append(sealed_memory(view))
@@ -309,4 +346,9 @@ def _described(value: Any) -> str:
 
 
 attach_type(Fd, _as_fd, {_KEYWORD: {"type": "fd"}})
-attach_type(Buffer, _as_buffer, {"type": "string", "contentEncoding": "base64", _KEYWORD: {"type": "buffer"}})
+attach_type(
+    Buffer,
+    _as_buffer,
+    {"type": "string", "contentEncoding": "base64", _KEYWORD: {"type": "buffer"}},
+    in_place=memoryview,
+)

@@ -36,10 +36,10 @@ from hostline.errors import (
 from hostline.limits import (
     DEFAULT_CALL_TIMEOUT,
     DEFAULT_CONNECT_TIMEOUT,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     MAX_REPEATS,
     RECONNECT_TIMEOUT,
+    USUAL_MAX_FRAME_SIZE,
 )
 from hostline.protocol.connection import ClientConnection, check_frame_size
 from hostline.protocol.liveness import Liveness, check_times
@@ -104,7 +104,7 @@ class LineSettings:
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     wait: float = 0.0
     reconnect_timeout: float = RECONNECT_TIMEOUT
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE
     ping_interval: float | None = None
     ping_timeout: float = DEFAULT_PING_TIMEOUT
 

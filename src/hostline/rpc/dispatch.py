@@ -65,7 +65,7 @@ def _run_to_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     coroutine.close()
-    raise RuntimeError(f"{coroutine.__qualname__} waited, though there is no await in it")
+    raise RuntimeError(f"{coroutine} waited, though there is no await in it")
 
 
 class Refusal(NamedTuple):
@@ -78,7 +78,7 @@ class Refusal(NamedTuple):
 
 def bind(
     method: Method,
-    payload: bytes,
+    payload: bytes | memoryview,
     is_named: bool,
     context: Context | None,
     items: Any = None,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
@@ -16,6 +15,7 @@ from hostline.limits import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
     MAX_DESCRIPTORS_PER_UID,
+    USUAL_MAX_FRAME_SIZE,
 )
 from hostline.protocol.connection import check_frame_size
 from hostline.protocol.liveness import check_times
@@ -54,7 +54,7 @@ class ServerSettings:
     queue: int = DEFAULT_QUEUE
     threads: int = DEFAULT_THREADS
     grace: float = DEFAULT_GRACE
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE
     max_connections: int = MAX_CONNECTIONS
     max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID
     offer_takeover: bool = True

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, SocketTimeoutError, UnavailableError
-from hostline.limits import LEAST_READ_SIZE, READ_SIZE
+from hostline.limits import LEAST_READ_SIZE, LOW_WATER, READ_SIZE
 from hostline.protocol.connection.client import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import Attachments, recv_attached, send_attached
+from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -31,10 +31,10 @@ from hostline.rpc.calling import (
     wire_time,
 )
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, arrived_size, set_kernel_timeout
+from hostline.unix.options import allow_fds, arrived_size, set_kernel_timeout, widen
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.sockets import has_hung_up
-from hostline.wire.attached import Attached
+from hostline.wire.attached import Attached, Scattered
 from hostline.wire.frame import Frame
 
 __all__ = ["Caller"]
@@ -250,7 +250,6 @@ class Caller:
             return 0
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
-        self._read_size = next_read_size(self._read_size, len(data))
         for entry, frame in self.protocol.receive_data(data, fds):
             if not entry.done():
                 entry.set_result(frame)
@@ -360,7 +359,28 @@ class Caller:
         if type(data) is Attached:
             self._send_attached(data, deadline)
             return
+        if type(data) is Scattered:
+            self._send_scattered(data, deadline)
+            return
         self._send_plain(data, deadline, is_first=True)
+
+    def _send_scattered(self, frame: Scattered, deadline: Deadline) -> None:
+        """Send a frame from where its pieces are."""
+        outgoing = Outgoing()
+        outgoing.append(frame)
+        widen(self._sock)
+        if self._liveness is None:
+            # The kernel waits: it goes on as soon as there is room, and poll(2) says so only when most of it is free.
+            set_kernel_timeout(self._sock, socket.SO_SNDTIMEO, deadline.remaining())
+        while outgoing.size:
+            try:
+                flags = _SEND_FLAGS if self._liveness is not None else _SEND_FLAGS & ~socket.MSG_DONTWAIT
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], flags))
+            except BlockingIOError:
+                self._wait_for_room(deadline)
+            except OSError as error:
+                was_sent = outgoing.sent_total > 0
+                raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
 
     def _send_attached(self, frame: Attached, deadline: Deadline) -> None:
         """Send a frame with its descriptors, and close those: they have left, or never will."""
@@ -392,7 +412,8 @@ class Caller:
                     return
                 rest = memoryview(rest)[sent:]
             except BlockingIOError:
-                self._wait_for_room(deadline)
+                if len(rest) <= LOW_WATER or not widen(self._sock):
+                    self._wait_for_room(deadline)
             except OSError as error:
                 was_sent = rest is not data or not is_first
                 raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
@@ -432,12 +453,16 @@ class Caller:
         """Return what changes when anything has come: while a frame is sent it stays in the socket."""
         return self.protocol.decoder.mark, arrived_size(self._sock)
 
-    def _recv(self, max_fds: int, flags: int = 0) -> tuple[bytes | None, list[Fd] | None]:
+    def _recv(self, max_fds: int, flags: int = 0) -> tuple[bytes | memoryview | None, list[Fd] | None]:
         """Read once; None if nothing came, and what came with it."""
         try:
+            if (space := self.protocol.decoder.space) is not None:
+                return recv_large(self._sock, space, max_fds)
             if max_fds:
                 return recv_attached(self._sock, READ_SIZE, max_fds)
-            return self._sock.recv(self._read_size, flags), None
+            data = self._sock.recv(self._read_size, flags)
+            self._read_size = next_read_size(self._read_size, len(data))
+            return data, None
         except BlockingIOError:
             return None, None
         except DescriptorError as error:
@@ -454,7 +479,7 @@ class Caller:
     def _receive(self, deadline: Deadline, may_answer: bool = True) -> list[Answer]:
         """Wait for bytes and return the answers they complete."""
         protocol = self.protocol
-        data: bytes | None = None
+        data: bytes | memoryview | None = None
         fds: list[Fd] | None = None
         if not protocol.max_fds and self._liveness is None and deadline.remaining() > _READ_WAIT:
             data, _ = self._recv(0)  # the kernel waits a little; poll goes on to the deadline
@@ -465,7 +490,6 @@ class Caller:
                 return []
         if not data:
             raise BrokenCallError("the server closed the connection", was_sent=True)
-        self._read_size = next_read_size(self._read_size, len(data))
         answers = protocol.receive_data(data, fds)
         try:
             if may_answer and protocol.has_data_to_send:

@@ -30,13 +30,13 @@ from hostline.errors import (
 )
 from hostline.limits import (
     DEFAULT_CONNECT_TIMEOUT,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     MAX_CALLS_PER_CONNECTION,
     POOL_IDLE_LIFETIME,
     POOL_MAX_SIZE,
     POOL_MIN_SIZE,
     RECONNECT_TIMEOUT,
+    USUAL_MAX_FRAME_SIZE,
 )
 from hostline.protocol.pooling import PoolSettings
 from hostline.protocol.retry import Backoff
@@ -445,7 +445,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     min_size: int = POOL_MIN_SIZE,
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,
@@ -464,7 +464,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     min_size: int = POOL_MIN_SIZE,
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,
@@ -482,7 +482,7 @@ def connect(
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     wait: float = 0.0,
     reconnect_timeout: float = RECONNECT_TIMEOUT,
-    max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: int = USUAL_MAX_FRAME_SIZE,
     min_size: int = POOL_MIN_SIZE,
     max_size: int = POOL_MAX_SIZE,
     idle_lifetime: float = POOL_IDLE_LIFETIME,

@@ -12,6 +12,7 @@ symbolic links, as the kernel does; a bind never does.
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 from collections.abc import Iterator
@@ -245,7 +246,7 @@ def _wait_for_backlog(sock: socket.socket, address: Address, socket_type: Socket
                     raise _connect_failure(error, address, socket_type) from error
             if is_connected(sock):
                 break
-    set_kernel_timeout(sock, socket.SO_SNDTIMEO, 0)
+    set_kernel_timeout(sock, socket.SO_SNDTIMEO, math.inf)
 
 
 def backlog_full(address: Address, socket_type: SocketType, waited: float) -> ConnectTimeoutError:

@@ -11,12 +11,17 @@ decoded is remembered here, for msgspec calls a hook without saying for whom.
 
 from __future__ import annotations
 
+import secrets
 import struct
+import types
+import typing
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
+
+from hostline.wire.budget import Extent
 
 __all__ = [
     "BUFFER_CODE",
@@ -24,16 +29,24 @@ __all__ = [
     "Attach",
     "Attached",
     "Detach",
+    "InPlaceDecoder",
+    "Scattered",
+    "added_size",
     "attach_type",
     "attached_schema",
     "close_owners",
     "decoder_for",
     "encode_into",
     "encode_plain",
+    "in_place_type",
     "is_attached",
+    "joined",
     "pack_buffer",
     "pack_fd",
+    "place_for",
     "reading",
+    "scattered",
+    "settled",
     "unpack_buffer",
     "unpack_fd",
 ]
@@ -45,6 +58,22 @@ _INDEX: Final = struct.Struct("<B")
 _INDEX_AND_SIZE: Final = struct.Struct("<BQ")
 
 T = TypeVar("T")
+
+
+class Scattered(bytearray):
+    """The begin of a frame, and where the whole of it is: large buffers stay in the memory of whoever sends them.
+
+    Its length is that of the whole. `Outgoing` takes it apart; it is never sent by itself.
+
+    Attributes:
+        pieces: The frame, in order.
+    """
+
+    pieces: list[memoryview]
+    _size: int
+
+    def __len__(self) -> int:
+        return self._size
 
 
 class Attached(bytearray):
@@ -70,6 +99,7 @@ class Attach(Protocol):
     """Take values out of what is encoded for one frame."""
 
     fds: list[Any]
+    pieces: list[memoryview]  # large buffers that stand in the payload by `place_for` alone
 
     def take_out(self, value: Any) -> Any:
         """Return what stands in the payload for a value that msgspec cannot encode.
@@ -96,23 +126,77 @@ class Detach(Protocol):
         ...
 
 
+# What stands for a large buffer until its frame is taken apart: an extension that never travels, and that nothing in a
+# value can look like.
+_PLACE: Final = secrets.token_bytes(15)
+_PLACE_CODE: Final = 127
+_PLACE_HEAD: Final = b"\xd8" + bytes([_PLACE_CODE])  # fixext 16
+_PLACE_SIZE: Final = len(_PLACE_HEAD) + 16
+_BYTES_HEAD: Final = struct.Struct(">BI")  # bin 32
+_BIN_32: Final = 0xC6
+
+
+def place_for(index: int) -> msgspec.msgpack.Ext:
+    """Return what stands for a buffer in an encoded value until `scattered` or `joined`."""
+    return msgspec.msgpack.Ext(_PLACE_CODE, _PLACE + bytes([index]))
+
+
+def added_size(pieces: list[memoryview]) -> int:
+    """Return how many bytes a payload gains when its buffers are put in their places."""
+    return sum(piece.nbytes + _BYTES_HEAD.size - _PLACE_SIZE for piece in pieces)
+
+
+def _apart(buffer: bytearray, pieces: list[memoryview]) -> list[memoryview]:
+    """Return a frame in order: what was encoded, and the buffers where their places are."""
+    whole: list[memoryview] = []
+    view = memoryview(buffer)
+    begin = 0
+    for index, piece in enumerate(pieces):
+        at = buffer.find(_PLACE_HEAD + _PLACE + bytes([index]), begin)
+        head = bytearray(view[begin:at])
+        head += _BYTES_HEAD.pack(_BIN_32, piece.nbytes)
+        whole += (memoryview(head), piece)
+        begin = at + _PLACE_SIZE
+    if begin < len(buffer):
+        whole.append(view[begin:])
+    return whole
+
+
+def scattered(buffer: bytearray, pieces: list[memoryview]) -> Scattered:
+    """Return a frame whose buffers are left where they are."""
+    whole = _apart(buffer, pieces)
+    frame = Scattered(whole[0])
+    frame.pieces = whole
+    frame._size = len(buffer) + added_size(pieces)
+    return frame
+
+
+def joined(buffer: bytearray, pieces: list[memoryview]) -> bytearray:
+    """Return a frame with its buffers copied into it."""
+    return bytearray().join(_apart(buffer, pieces))
+
+
 # What is encoded and decoded now.
 _attach: Final[ContextVar[Attach | None]] = ContextVar("attach", default=None)
 _detach: Final[ContextVar[Detach | None]] = ContextVar("detach", default=None)
 
 # Types whose values travel beside the payload: how each is made of what was decoded, and its JSON Schema.
 _types: Final[dict[type, tuple[Callable[[Any], Any], dict[str, Any]]]] = {}
+_in_place: Final[dict[type, type]] = {}
 
 
-def attach_type(cls: type, convert: Callable[[Any], Any], schema: dict[str, Any]) -> None:
+def attach_type(cls: type, convert: Callable[[Any], Any], schema: dict[str, Any], in_place: type | None = None) -> None:
     """Have values of a type travel beside the payload.
 
     Args:
         cls: The type, as handlers and callers write it.
         convert: Makes such a value of what was decoded; raises ValueError for anything else.
         schema: Its JSON Schema.
+        in_place: The type that msgspec makes of the same bytes without copying them, if any.
     """
     _types[cls] = (convert, schema)
+    if in_place is not None:
+        _in_place[cls] = in_place
 
 
 def is_attached(cls: type) -> bool:
@@ -182,6 +266,51 @@ def _find(code: int, data: memoryview) -> Any:
 def decoder_for(annotation: Any) -> msgspec.msgpack.Decoder[Any]:
     """Return the decoder for a type, with attached values among the types it may hold."""
     return msgspec.msgpack.Decoder(annotation, dec_hook=_convert, ext_hook=_find)
+
+
+def in_place_type(annotation: Any) -> Any:
+    """Return a type into which the values of another, or of its members if it is a union, are decoded without a copy.
+
+    The same type where there is none: for fields of structs and items of lists, msgspec makes bytes of its own first.
+    """
+    if isinstance(annotation, type) and annotation in _in_place:
+        return _in_place[annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = typing.get_args(annotation)
+        changed = tuple(in_place_type(member) for member in members)
+        return annotation if changed == members else typing.Union[changed]  # noqa: UP007 - made of a tuple
+    return annotation
+
+
+def settled(value: Any, whole: memoryview) -> Any:
+    """Return a value that was decoded in place; a small part is copied, or it would keep all of a large frame."""
+    if type(value) is memoryview and value.nbytes < whole.nbytes // 2:
+        return memoryview(bytes(value))
+    return value
+
+
+class InPlaceDecoder:
+    """Decode one buffer, without a copy where a large frame holds it.
+
+    Args:
+        annotation: The type.
+        decoder: The usual decoder for it, which also says what is wrong with a value.
+        extent: How much of a payload's form is left to the sender where it is decoded in place (budget.py).
+
+    Attributes:
+        extent: As given.
+    """
+
+    __slots__ = ("_in_place", "decode", "extent")
+
+    def __init__(self, annotation: Any, decoder: msgspec.msgpack.Decoder[Any], extent: Extent) -> None:
+        self.decode = decoder.decode
+        self.extent = extent
+        self._in_place = decoder_for(in_place_type(annotation))
+
+    def decode_in_place(self, payload: memoryview) -> Any:
+        """Return the value; raises what msgspec raises, also where the usual decoder would find a value."""
+        return settled(self._in_place.decode(payload), payload)
 
 
 def reading(detach: Detach, decode: Callable[[], T]) -> T:

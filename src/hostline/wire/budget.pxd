@@ -8,7 +8,7 @@ cdef bytes _FORMS, _WIDTHS, _NOT_CONTAINERS
 cdef object _DEEP, _FIXED
 
 @cython.locals(size=Py_ssize_t)
-cpdef object check_budget(bytes payload, object extent=*, Py_ssize_t max_depth=*, Py_ssize_t max_elements=*)
+cpdef object check_budget(object payload, object extent=*, Py_ssize_t max_depth=*, Py_ssize_t max_elements=*)
 
 @cython.locals(
     size=Py_ssize_t, at=cython.longlong, elements=cython.longlong, depth=Py_ssize_t, left=cython.longlong, outer=list,

@@ -66,7 +66,10 @@ _FIXED: Final = Extent.FIXED
 
 
 def check_budget(
-    payload: bytes, extent: Extent = Extent.DEEP, max_depth: int = MAX_DEPTH, max_elements: int = MAX_ELEMENTS
+    payload: bytes | memoryview,
+    extent: Extent = Extent.DEEP,
+    max_depth: int = MAX_DEPTH,
+    max_elements: int = MAX_ELEMENTS,
 ) -> None:
     """Refuse a MessagePack payload that nests too deep or holds too many elements.
 
@@ -81,11 +84,11 @@ def check_budget(
     """
     size = len(payload)
     if extent is _DEEP:
-        if size <= max_elements and len(payload.translate(None, _NOT_CONTAINERS)) <= max_depth:
+        if size <= max_elements and len(bytes(payload).translate(None, _NOT_CONTAINERS)) <= max_depth:
             return
     elif (extent is _FIXED or size <= max_elements) and (size <= SHALLOW or sys.getrecursionlimit() <= SHALLOW):
         return
-    _walk(payload, max_depth, max_elements)
+    _walk(bytes(payload), max_depth, max_elements)
 
 
 def _walk(payload: bytes, max_depth: int, max_elements: int) -> None:

@@ -26,7 +26,7 @@ cpdef object encode_call(
 cdef object _with_descriptors(bytearray buffer, object attach)
 cdef object _drop(object attach)
 
-@cython.locals(flags=cython.int, payload=bytes, raw="const unsigned char *")
+@cython.locals(flags=cython.int, payload=object)
 cpdef tuple split_call(Frame frame)
 
 @cython.locals(buffer=bytearray, size=Py_ssize_t)
@@ -37,6 +37,6 @@ cpdef object encode_item(
     unsigned int call_id, object item, long long max_frame_size=*, object refusal=*, object attach=*
 )
 cpdef object encode_credit(unsigned int call_id, object amount)
-cpdef object decode_credit(bytes payload)
-cpdef object decode_failure(bytes payload)
-cpdef object decode_farewell(bytes payload)
+cpdef object decode_credit(object payload)
+cpdef object decode_failure(object payload)
+cpdef object decode_farewell(object payload)

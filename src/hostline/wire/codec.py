@@ -34,7 +34,18 @@ from hostline.errors import (
     RemoteProtocolError,
 )
 from hostline.limits import DEFAULT_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
-from hostline.wire.attached import Attach, Attached, decoder_for, encode_into, encode_plain
+from hostline.wire.attached import (
+    Attach,
+    Attached,
+    InPlaceDecoder,
+    added_size,
+    decoder_for,
+    encode_into,
+    encode_plain,
+    in_place_type,
+    joined,
+    scattered,
+)
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 from hostline.wire.context import encode_context, split_context
 from hostline.wire.frame import Flag, Frame, Kind, encode_frame
@@ -217,19 +228,19 @@ def encode_hello(hello: ClientHello | ServerHello) -> bytes:
     return encode_frame(Kind.HELLO, 0, payload)
 
 
-def hello_version(payload: bytes) -> int:
+def hello_version(payload: bytes | memoryview) -> int:
     """Read the protocol version out of a HELLO payload of whatever version.
 
     Raises:
         RemoteProtocolError: It does not start with the magic bytes, or has no version.
     """
-    if not payload.startswith(MAGIC):
+    if payload[: len(MAGIC)] != MAGIC:
         raise RemoteProtocolError("the peer does not speak hostline: its hello lacks the magic bytes")
     version: int = _decode(_version_decoder, payload[len(MAGIC) :], "hello").version
     return version
 
 
-def decode_hello(payload: bytes, expected: type[Hello]) -> Hello:
+def decode_hello(payload: bytes | memoryview, expected: type[Hello]) -> Hello:
     """Read a HELLO payload of this version.
 
     Raises:
@@ -292,6 +303,8 @@ def encode_call(
     if has_items:
         flags |= _STREAM
     size = len(buffer) - _SIZE
+    if attach is not None and attach.pieces:
+        size += added_size(attach.pieces)
     if size > max_frame_size and flags & _CONTEXT:  # a call that fits without its context is made without it
         begin = _SIZE + (8 if flags & _DEADLINE else 0)
         del buffer[begin : begin + len(extra)]
@@ -307,7 +320,11 @@ def encode_call(
 
 
 def _with_descriptors(buffer: bytearray, attach: Attach) -> bytearray:
-    """Return a frame together with the descriptors that were taken out of what it holds."""
+    """Return a frame together with the descriptors and the large buffers that were taken out of what it holds."""
+    if attach.pieces:
+        if not attach.fds:
+            return scattered(buffer, attach.pieces)
+        buffer = joined(buffer, attach.pieces)
     if not attach.fds:
         return buffer
     _FD_COUNT.pack_into(buffer, _FD_COUNT_AT, len(attach.fds))
@@ -326,7 +343,7 @@ def _outermost(time_left: float) -> int:
     return 0 if time_left < 0 else 0xFFFF_FFFF_FFFF_FFFF
 
 
-def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] | None]:
+def split_call(frame: Frame) -> tuple[float | None, bytes | memoryview, bool, dict[str, str] | None]:
     """Return a call's time left in seconds or None, its encoded arguments, whether some are named, and its context.
 
     Raises:
@@ -339,10 +356,9 @@ def split_call(frame: Frame) -> tuple[float | None, bytes, bool, dict[str, str] 
     if flags & _DEADLINE:
         if len(payload) < 8:
             raise RemoteProtocolError(f"call payload of {len(payload)} bytes has no room for its time left")
-        (left,) = header.unpack_time(payload)
+        (left,) = header.unpack_time(payload if type(payload) is bytes else bytes(payload[:8]))
         time_left = left / 1e6
-        raw = payload  # compiled, a pointer: its slices are made in C
-        payload = raw[8 : len(payload)]
+        payload = payload[8:]
     context = None
     if flags & _CONTEXT:
         context, payload = split_context(payload)
@@ -366,6 +382,8 @@ def encode_reply(
     except Exception as error:  # also what a half-built object raises when it is read
         raise InvalidResultError(f"result cannot be encoded: {error}") from error
     size = len(buffer) - _SIZE
+    if attach is not None and attach.pieces:
+        size += added_size(attach.pieces)
     if size > max_frame_size:
         _drop(attach)
         raise InvalidResultError(
@@ -399,6 +417,9 @@ def encode_item(
         encode_into(item, buffer, _SIZE, attach)
     except Exception as error:  # also what a half-built object raises when it is read
         raise refusal(f"item cannot be encoded: {error}") from error
+    if attach is not None and attach.pieces:
+        buffer = joined(buffer, attach.pieces)  # an item is charged and counted in one piece
+        attach.pieces = []
     size = len(buffer) - _SIZE
     if size > max_frame_size:
         _drop(attach)
@@ -412,7 +433,7 @@ def encode_credit(call_id: int, amount: int) -> bytes:
     return encode_frame(Kind.CREDIT, call_id, _CREDIT.pack(amount))
 
 
-def decode_credit(payload: bytes) -> int:
+def decode_credit(payload: bytes | memoryview) -> int:
     """Read a CREDIT payload: bytes granted; raises RemoteProtocolError if it is malformed."""
     if len(payload) != _CREDIT.size:
         raise RemoteProtocolError(f"credit payload of {len(payload)} bytes, where 4 belong")
@@ -421,14 +442,17 @@ def decode_credit(payload: bytes) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+def _cached_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any] | InPlaceDecoder, Extent]:
     from hostline.wire.schema import check_decodable, extent_of
 
     check_decodable(returns)
-    return decoder_for(returns), extent_of(returns)
+    decoder = decoder_for(returns)
+    if in_place_type(returns) is not returns:
+        return InPlaceDecoder(returns, decoder, extent_of(in_place_type(returns))), extent_of(returns)
+    return decoder, extent_of(returns)
 
 
-def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
+def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any] | InPlaceDecoder, Extent]:
     """Return the decoder for a result type, and how much the type leaves to the sender.
 
     Raises:
@@ -440,7 +464,7 @@ def result_decoder(returns: Any) -> tuple[msgspec.msgpack.Decoder[Any], Extent]:
         return _cached_decoder.__wrapped__(returns)
 
 
-def decode_result(payload: bytes, returns: Any) -> Any:
+def decode_result(payload: bytes | memoryview, returns: Any) -> Any:
     """Read a REPLY payload as the type the caller expects.
 
     Raises:
@@ -449,6 +473,12 @@ def decode_result(payload: bytes, returns: Any) -> Any:
     """
     decoder, extent = result_decoder(returns)
     try:
+        if type(payload) is memoryview and type(decoder) is InPlaceDecoder:
+            check_budget(payload, decoder.extent)
+            try:
+                return decoder.decode_in_place(payload)
+            except msgspec.ValidationError:
+                pass  # not these bytes: what travels beside the frame, or a violation
         if extent or len(payload) > SHALLOW:
             check_budget(payload, extent)
         return decoder.decode(payload)
@@ -466,7 +496,7 @@ def encode_failure(
     return encode_frame(Kind.ERROR, call_id, _encoder.encode(Failure(code, _cut(name, _MAX_NAME), message)))
 
 
-def decode_failure(payload: bytes) -> Failure:
+def decode_failure(payload: bytes | memoryview) -> Failure:
     """Read an ERROR payload; raises RemoteProtocolError if it is malformed."""
     failure: Failure = _decode(_failure_decoder, payload, "error")
     return failure
@@ -477,13 +507,13 @@ def encode_farewell(code: str, reason: str, last_call_id: int = 0) -> bytes:
     return encode_frame(Kind.GOAWAY, 0, _encoder.encode(Farewell(code, _cut(reason, _MAX_REASON), last_call_id)))
 
 
-def decode_farewell(payload: bytes) -> Farewell:
+def decode_farewell(payload: bytes | memoryview) -> Farewell:
     """Read a GOAWAY payload; raises RemoteProtocolError if it is malformed."""
     farewell: Farewell = _decode(_farewell_decoder, payload, "goaway")
     return farewell
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes, what: str) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[Any], payload: bytes | memoryview, what: str) -> Any:
     try:
         return decoder.decode(payload)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:

@@ -44,13 +44,13 @@ def encode_context(context: Mapping[str, str]) -> bytes:
     return _encode(taken) if taken else b""
 
 
-def split_context(payload: bytes) -> tuple[dict[str, str], bytes]:
+def split_context(payload: bytes | memoryview) -> tuple[dict[str, str], bytes | memoryview]:
     """Return the map at the beginning of a payload, and what stands behind it.
 
     Raises:
         RemoteProtocolError: It is no map of texts, or breaks a bound.
     """
-    data = payload[:MAX_CONTEXT_SIZE]
+    data = bytes(payload[:MAX_CONTEXT_SIZE])
     try:
         count, at = _head(data, 0, 0x80, 0x0F, _MAP_SIZES)
         if count > MAX_CONTEXT_ENTRIES:

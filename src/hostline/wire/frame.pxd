@@ -5,6 +5,7 @@ cimport hostline.wire.cheader as header
 
 cdef int _HELLO, _CALL, _ITEM
 cdef Py_ssize_t _SIZE
+cdef long long _LARGE
 cdef tuple _FLAGS
 
 
@@ -23,17 +24,25 @@ cdef class FrameDecoder:
     cdef public bint _has_met
     cdef public bytearray _buffer
     cdef public long long _needed
+    cdef public object _arriving
+    cdef public object space
 
     cpdef object expect_frames(self)
 
     @cython.locals(
-        buffer=bytearray, is_new=bint, held=object, frames=list, size=Py_ssize_t, start=Py_ssize_t, end=cython.longlong,
+        buffer=bytearray, come=bytes, is_new=bint, held=object, frames=list, size=Py_ssize_t, start=Py_ssize_t, end=cython.longlong,
         length=cython.longlong, kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, payload=bytes, raw="const unsigned char *",
     )
-    cpdef list receive_data(self, bytes data, object fds=*)
+    cpdef list receive_data(self, object data, object fds=*)
 
     cpdef object close_held(self)
+    @cython.locals(end=Py_ssize_t)
     cpdef object _keep(self, bytes data, Py_ssize_t start, object held, object fds, bint is_new)
+    @cython.locals(
+        kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, taken=Py_ssize_t
+    )
+    cdef bytes _fill(self, object arriving, object data, list frames)
+
     cpdef object _check(
         self, long long length, int kind, int flags, int fd_count, unsigned int call_id, unsigned int method
     )

@@ -19,7 +19,15 @@ from typing import Any, Final
 
 import hostline.wire.header as header
 from hostline.errors import LocalProtocolError, RemoteProtocolError
-from hostline.limits import DEFAULT_MAX_FRAME_SIZE, FD_COST, HARD_MAX_FRAME_SIZE, MAX_HELLO_SIZE, MIN_MAX_FRAME_SIZE
+from hostline.limits import (
+    DEFAULT_MAX_FRAME_SIZE,
+    FD_COST,
+    HARD_MAX_FRAME_SIZE,
+    LARGE_FRAME,
+    MAX_HELLO_SIZE,
+    MIN_MAX_FRAME_SIZE,
+)
+from hostline.wire.arriving import Arriving
 from hostline.wire.attached import close_owners
 from hostline.wire.header import HEADER, HEADER_SIZE
 
@@ -31,6 +39,7 @@ __all__ = [
     "Frame",
     "FrameDecoder",
     "Kind",
+    "Payload",
     "check_frame_size",
     "encode_frame",
 ]
@@ -78,7 +87,12 @@ _HELLO: Final = int(Kind.HELLO)
 _CALL: Final = int(Kind.CALL)
 _ITEM: Final = int(Kind.ITEM)
 _SIZE: Final = HEADER_SIZE
+_LARGE: Final = LARGE_FRAME + HEADER_SIZE
 _FLAGS: Final = tuple(FLAGS.get(kind, 0) for kind in range(12))
+
+
+# Of a large frame it is a view of the memory that it was received in.
+Payload = bytes | memoryview
 
 
 class Frame:
@@ -90,7 +104,7 @@ class Frame:
         fd_count: Descriptors announced by the header.
         call_id: The call it is about, or 0.
         method: The method's number, for calls.
-        payload: The bytes after the header.
+        payload: The bytes after the header; of a large frame, a read-only view of the memory it was received in.
         fds: Owners of the descriptors that came with it.
     """
 
@@ -103,7 +117,7 @@ class Frame:
         fd_count: int,
         call_id: int,
         method: int,
-        payload: bytes,
+        payload: Payload,
         fds: Sequence[Any] = (),
     ) -> None:
         self.kind = kind
@@ -175,9 +189,21 @@ class FrameDecoder:
     Attributes:
         frame_count: Frames completed so far.
         max_fds: As given; it may change between frames.
+        space: Where the next bytes are best received, while a large frame is on its way; otherwise None.
     """
 
-    __slots__ = ("_buffer", "_has_met", "_held", "_limit", "_max_frame_size", "_needed", "frame_count", "max_fds")
+    __slots__ = (
+        "_arriving",
+        "_buffer",
+        "_has_met",
+        "_held",
+        "_limit",
+        "_max_frame_size",
+        "_needed",
+        "frame_count",
+        "max_fds",
+        "space",
+    )
 
     def __init__(self, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE, max_fds: int = 0) -> None:
         self.max_fds = max_fds
@@ -187,6 +213,8 @@ class FrameDecoder:
         self._has_met = False
         self._buffer = bytearray()
         self._needed = _SIZE
+        self._arriving: Arriving | None = None  # a large frame's payload; its header stands in the buffer then
+        self.space: memoryview | None = None
         self.frame_count = 0
 
     @property
@@ -202,18 +230,19 @@ class FrameDecoder:
     @property
     def mark(self) -> tuple[int, int]:
         """A value that changes whenever something has arrived."""
-        return self.frame_count, len(self._buffer)
+        come = len(self._buffer)
+        return self.frame_count, come if self._arriving is None else come + self._arriving.arrived
 
     def expect_frames(self) -> None:
         """Apply the full bound: the peer has said hello."""
         self._limit = self._max_frame_size
         self._has_met = True
 
-    def receive_data(self, data: bytes, fds: list[Any] | None = None) -> list[Frame]:
+    def receive_data(self, data: bytes | memoryview, fds: list[Any] | None = None) -> list[Frame]:
         """Return the frames that `data` completes, in order.
 
         Args:
-            data: Bytes as they came from the socket, any number of them.
+            data: Bytes as they came from the socket, any number of them, or the part of `space` that was filled.
             fds: Owners of the descriptors that came with them, if any.
 
         Raises:
@@ -221,6 +250,12 @@ class FrameDecoder:
                 or not those that one did. The decoder is of no use afterwards.
         """
         buffer = self._buffer
+        frames: list[Frame] = []
+        if self._arriving is not None:
+            data = self._fill(self._arriving, data, frames)
+            if not data and not fds:
+                self.frame_count += len(frames)
+                return frames
         is_new = not buffer  # whether what stands first in `data` also begins in this read
         if not is_new:
             buffer += data
@@ -228,13 +263,13 @@ class FrameDecoder:
                 return []
             data = bytes(buffer)
             buffer.clear()
+        come: Any = data  # bytes by now; nothing else has passed `_fill`
         held = self._held
-        frames: list[Frame] = []
-        size = len(data)
-        raw = data  # compiled, a pointer: its slices are made in C
+        size = len(come)
+        raw = come  # compiled, a pointer: its slices are made in C
         start = 0
         while size - start >= _SIZE:
-            length, kind, flags, fd_count, call_id, method = header.unpack(data, start)
+            length, kind, flags, fd_count, call_id, method = header.unpack(come, start)
             # One look for calls, answers and items, which are nearly all there is; the rest is checked in full.
             if (
                 length > self._limit
@@ -261,7 +296,7 @@ class FrameDecoder:
                 self.expect_frames()
         self.frame_count += len(frames)
         if start < size:
-            self._keep(data, start, held, fds, start > 0 or is_new)
+            self._keep(come, start, held, fds, start > 0 or is_new)
         elif fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         else:
@@ -275,15 +310,34 @@ class FrameDecoder:
 
     def _keep(self, data: bytes, start: int, held: Sequence[Any], fds: list[Any] | None, is_new: bool) -> None:
         """Hold the rest of `data`, and its descriptors, until its frame is there."""
-        self._buffer += data[start:] if start else data
         self._needed = _SIZE
-        if len(data) - start >= _SIZE:
+        end = len(data)
+        if end - start >= _SIZE:
             self._needed += header.unpack(data, start)[0]
+            if self._needed > _LARGE:
+                end = start + _SIZE
         elif is_new and fds:
             held, fds = fds, None  # its header will tell how many it announces
         if fds:
             raise RemoteProtocolError(f"{len(fds)} descriptors came that no frame announced")
         self._held = held
+        self._buffer += data[start:end]
+        if self._needed > _LARGE:
+            self._arriving = arriving = Arriving(self._needed - _SIZE, memoryview(data)[end:])
+            self.space = arriving.space
+
+    def _fill(self, arriving: Arriving, data: bytes | memoryview, frames: list[Frame]) -> bytes:
+        """Put what belongs to a large frame in its place, add the frame if that completes it, and return the rest."""
+        taken = arriving.put(data)
+        if arriving.arrived < self._needed - _SIZE:
+            self.space = arriving.space
+            return b""
+        _, kind, flags, fd_count, call_id, method = header.unpack(bytes(self._buffer), 0)
+        frames.append(Frame(kind, flags, fd_count, call_id, method, arriving.payload(), self._held))
+        self._buffer.clear()
+        self._held = ()
+        self._arriving = self.space = None
+        return bytes(data[taken:])
 
     def _check(self, length: int, kind: int, flags: int, fd_count: int, call_id: int, method: int) -> None:
         if not 1 <= kind <= 11:

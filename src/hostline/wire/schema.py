@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from hostline.errors import InvalidArgumentError, RemoteProtocolError
-from hostline.wire.attached import attached_schema, decoder_for, is_attached
+from hostline.wire.attached import attached_schema, decoder_for, in_place_type, is_attached, settled
 from hostline.wire.budget import SHALLOW, Extent, check_budget
 
 __all__ = [
@@ -155,6 +155,8 @@ class Signature:
             sent = [p.annotation for p in self.parameters if not p.is_stream]
             self._extent = max((extent_of(annotation) for annotation in sent), default=Extent.FIXED)
             self._array = _decoder(_fields(positional), is_array=True)
+            self._array_in_place = _in_place_decoder(positional)
+            self._extent_in_place = max((extent_of(in_place_type(each)) for each in sent), default=Extent.FIXED)
             self._head = _decoder(_fields(positional_only, all_optional=True), is_array=True)
             self._map = _decoder(_fields(named, all_optional=True), is_array=False)
             items = [] if self.stream is None else [self.stream.annotation]
@@ -166,7 +168,7 @@ class Signature:
         except TypeError as error:
             raise TypeError(f"method {owner}: {error}") from error
 
-    def decode(self, payload: bytes, is_named: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(self, payload: bytes | memoryview, is_named: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of one call, checked against their types.
 
         Args:
@@ -182,6 +184,8 @@ class Signature:
             Exception: Whatever a type's own check raises beside ValueError and TypeError, which refuse the value.
         """
         try:
+            if type(payload) is memoryview and not is_named and (values := self._decode_in_place(payload)) is not None:
+                return values, {}
             if self._extent or len(payload) > SHALLOW:
                 check_budget(payload, self._extent)
             if is_named:
@@ -221,7 +225,18 @@ class Signature:
         index = self._positional.index(self.stream.name)
         return (*args[:index], items, *args[index + 1 :]), keywords
 
-    def _decode_named(self, payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _decode_in_place(self, payload: memoryview) -> tuple[Any, ...] | None:
+        """Return the arguments of a large call, buffers where they are, or None: they are for the usual decoder."""
+        if self._array_in_place is None or self._required_named_only:
+            return None
+        check_budget(payload, self._extent_in_place)
+        try:
+            values = self._array_in_place.decode(payload)
+        except msgspec.ValidationError:
+            return None  # what travels beside the frame, or a violation
+        return tuple([settled(value, payload) for value in _without_unset(values)])
+
+    def _decode_named(self, payload: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
         pieces, named = _split_mixed(payload)
         if len(pieces) > len(self._positional):
             raise InvalidArgumentError(self._too_many(len(pieces)))
@@ -278,7 +293,7 @@ _mixed_decoder: Final = msgspec.msgpack.Decoder(tuple[_Pieces, msgspec.Raw])
 _named_decoder: Final = msgspec.msgpack.Decoder(_Named)
 
 
-def _split_mixed(payload: bytes) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]:
+def _split_mixed(payload: bytes | memoryview) -> tuple[list[msgspec.Raw], dict[str, msgspec.Raw]]:
     """Take the array of arguments by position and the map of those by name apart, each argument still encoded."""
     try:
         pieces, rest = _mixed_decoder.decode(payload)
@@ -355,6 +370,14 @@ def _decoder(fields: list[Any], *, is_array: bool) -> msgspec.msgpack.Decoder[An
     return decoder_for(
         msgspec.defstruct("Arguments", fields, array_like=is_array, kw_only=not is_array, forbid_unknown_fields=True)
     )
+
+
+def _in_place_decoder(parameters: list[Parameter]) -> msgspec.msgpack.Decoder[Any] | None:
+    """Return a decoder that leaves buffers where they are in a large frame, for parameters of which any may be one."""
+    changed = [msgspec.structs.replace(p, annotation=in_place_type(p.annotation)) for p in parameters]
+    if all(new.annotation is old.annotation for new, old in zip(changed, parameters, strict=True)):
+        return None
+    return _decoder(_fields(changed), is_array=True)
 
 
 def _without_unset(arguments: Any) -> tuple[Any, ...]:

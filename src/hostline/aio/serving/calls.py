@@ -41,7 +41,7 @@ from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.memory import Buffer
 from hostline.wire.attached import Attached
 from hostline.wire.codec import ErrorCode, decode_credit, encode_reply, split_call
-from hostline.wire.frame import HEADER_SIZE, Flag, Frame, Kind
+from hostline.wire.frame import HEADER_SIZE, Flag, Frame, Kind, Payload
 
 if TYPE_CHECKING:
     from hostline.aio.serving.server import Server
@@ -239,7 +239,7 @@ class Calls:
         self.fail(call.call_id, code, message)
 
     def _run_inline(
-        self, method: Method, call_id: int, payload: bytes, is_named: bool, time_left: float | None, fds: Sequence[Fd]
+        self, method: Method, call_id: int, payload: Payload, is_named: bool, time_left: float | None, fds: Sequence[Fd]
     ) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
         context: Context | None = None

@@ -78,7 +78,7 @@ class RunningCall:
         calls: Calls,
         call_id: int,
         method: Method,
-        payload: bytes,
+        payload: bytes | memoryview,
         is_named: bool,
         deadline: Deadline,
         fds: Sequence[Fd] = (),

@@ -20,7 +20,6 @@ from hostline.errors import AddressError, SocketError
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
@@ -29,6 +28,7 @@ from hostline.limits import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_UID,
     MAX_DESCRIPTORS_PER_UID,
+    USUAL_MAX_FRAME_SIZE,
 )
 from hostline.rpc.service import ServiceBase
 from hostline.rpc.settings import ServerSettings
@@ -125,7 +125,7 @@ class Service(ServiceBase):
         queue: int = DEFAULT_QUEUE,
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
-        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_frame_size: int = USUAL_MAX_FRAME_SIZE,
         max_connections: int = MAX_CONNECTIONS,
         max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
         max_connection_rate_per_uid: float | None = None,
@@ -223,7 +223,7 @@ class Service(ServiceBase):
         queue: int = DEFAULT_QUEUE,
         threads: int = DEFAULT_THREADS,
         grace: float = DEFAULT_GRACE,
-        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_frame_size: int = USUAL_MAX_FRAME_SIZE,
         max_connections: int = MAX_CONNECTIONS,
         max_connections_per_uid: int = MAX_CONNECTIONS_PER_UID,
         max_connection_rate_per_uid: float | None = None,

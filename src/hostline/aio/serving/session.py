@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from hostline.aio.serving.bounds.watches import QuietWatch, ReaderWatch
@@ -35,15 +36,15 @@ from hostline.limits import (
 from hostline.protocol.connection.server import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import recv_attached, send_attached
+from hostline.rpc.attachments import recv_attached, recv_large, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, unread_by_peer
+from hostline.unix.options import allow_fds, unread_by_peer, widen
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
-from hostline.wire.attached import Attached
+from hostline.wire.attached import Attached, Scattered
 from hostline.wire.codec import ErrorCode, GoawayCode, encode_failure
 from hostline.wire.frame import Frame, Kind
 
@@ -58,6 +59,9 @@ _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 _CALL: Final = int(Kind.CALL)
 _CANCEL: Final = int(Kind.CANCEL)
 _ITEM: Final = int(Kind.ITEM)
+
+# Frames that are more than their bytes.
+_BESIDE: Final = (Attached, Scattered)
 
 # Seconds between looks whether a peer that is not being read is still there: nothing else would tell.
 _PAUSED_CHECK: Final = 0.25
@@ -175,7 +179,10 @@ class Session:
     # --- reading -------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._read() and self._looks_again and self._second_look is None:
+        has_read = self._read()
+        if has_read and self._protocol.decoder.space is not None:
+            has_read = self._read()  # a large frame has begun, of which there is mostly more
+        if has_read and self._looks_again and self._second_look is None:
             self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
 
     def _look_again(self) -> None:
@@ -189,9 +196,12 @@ class Session:
         if self.holding.account.is_full and not self._may_read():
             self._pause()
             return False
+        data: bytes | memoryview
         fds: list[Fd] | None = None
         try:
-            if self._max_fds:
+            if (space := self._protocol.decoder.space) is not None:
+                data, fds = recv_large(self._sock, space, self._max_fds)
+            elif self._max_fds:
                 data, fds = recv_attached(self._sock, READ_SIZE, self._max_fds)
             else:
                 data = self._sock.recv(self._read_size)
@@ -358,31 +368,32 @@ class Session:
         self._is_flushing = False
         if self._is_closed:
             return
-        buffers = self._protocol.data_to_send()
+        buffers: Sequence[bytes | bytearray | memoryview] = self._protocol.data_to_send()
         self._unflushed = 0
-        if len(buffers) == 1 and not self._outgoing.size and type(buffers[0]) is not Attached:
+        if len(buffers) == 1 and not self._outgoing.size and type(buffers[0]) not in _BESIDE:
             buffers = self._send_at_once(buffers[0])
         self._queue(buffers)
         if self._outgoing.size:
             if not self._is_writing and self._fds_timer is None:
                 self._write()
+            self._outgoing.own()  # the handler's memory may change from here on
             self.settle()
             if self.holding.account.is_choked:
                 self.regulate()
         if self._is_paused or self.is_held or self._is_draining or self._outgoing.size > HIGH_WATER:
             self.regulate()
 
-    def _queue(self, buffers: list[bytes | bytearray]) -> None:
+    def _queue(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         for buffer in buffers:
             self._outgoing.append(buffer)
 
-    def _send_at_once(self, buffer: bytes | bytearray) -> list[bytes | bytearray]:
+    def _send_at_once(self, buffer: bytes | bytearray | memoryview) -> list[bytes | bytearray | memoryview]:
         """Send one answer without any bookkeeping, as nearly every answer can be; returns it if that did not work."""
         try:
             sent = self._sock.send(buffer, _SEND_FLAGS)
         except OSError:
             return [buffer]  # the ordinary way deals with it
-        return [] if sent == len(buffer) else [buffer[sent:]]
+        return [] if sent == len(buffer) else [memoryview(buffer)[sent:]]
 
     def _on_writable(self) -> None:
         self._write()
@@ -399,6 +410,9 @@ class Session:
                 else:
                     outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
+            if outgoing.size > LOW_WATER and widen(self._sock):
+                self._write()
+                return
             if not self._is_writing:
                 self._is_writing = True
                 self._loop.add_writer(self._fd, self._on_writable)

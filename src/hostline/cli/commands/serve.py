@@ -16,7 +16,6 @@ from hostline.cli.terminal import escape
 from hostline.limits import (
     DEFAULT_CONCURRENCY,
     DEFAULT_GRACE,
-    DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_PING_TIMEOUT,
     DEFAULT_QUEUE,
     DEFAULT_THREADS,
@@ -26,6 +25,7 @@ from hostline.limits import (
     MAX_CONNECTIONS_PER_UID,
     MAX_DESCRIPTORS_PER_UID,
     METRICS_TAKEOVER_WAIT,
+    USUAL_MAX_FRAME_SIZE,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def serve(
     queue: _Queue = DEFAULT_QUEUE,
     threads: _Threads = DEFAULT_THREADS,
     grace: _Grace = DEFAULT_GRACE,
-    max_frame_size: _MaxFrame = DEFAULT_MAX_FRAME_SIZE,
+    max_frame_size: _MaxFrame = USUAL_MAX_FRAME_SIZE,
     max_connections: _MaxConnections = MAX_CONNECTIONS,
     max_connections_per_uid: _MaxConnectionsPerUid = MAX_CONNECTIONS_PER_UID,
     max_connection_rate_per_uid: _MaxRate = None,

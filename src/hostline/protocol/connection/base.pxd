@@ -22,7 +22,7 @@ cdef class Connection:
     cpdef object pong(self)
 
     @cython.locals(decoder=FrameDecoder, frames=list, frame=Frame)
-    cpdef list _frames(self, bytes data, object fds)
+    cpdef list _frames(self, object data, object fds)
 
     cpdef object close_held(self)
     cpdef object _follow(self, object kind, object following)

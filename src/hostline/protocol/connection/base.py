@@ -74,7 +74,7 @@ class Connection:
             self._has_pong = True
             self._outgoing.append(encode_frame(Kind.PONG))
 
-    def _frames(self, data: bytes, fds: list[Any] | None) -> list[Frame]:
+    def _frames(self, data: bytes | memoryview, fds: list[Any] | None) -> list[Frame]:
         """Decode, check each frame against the table and move on.
 
         Raises:

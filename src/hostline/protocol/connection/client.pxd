@@ -31,7 +31,7 @@ cdef class ClientConnection(Connection):
     cdef public long long _peer_max_frame_size
 
     @cython.locals(answers=list, kind=cython.int, frame=Frame)
-    cpdef list receive_data(self, bytes data, object fds=*)
+    cpdef list receive_data(self, object data, object fds=*)
 
     cpdef object _answer(self, Frame frame, list answers)
 

@@ -102,7 +102,7 @@ class ClientConnection(Connection):
         """Whether a new call may start here."""
         return self.state is _OPEN
 
-    def receive_data(self, data: bytes, fds: list[Any] | None = None) -> list[Answer]:
+    def receive_data(self, data: bytes | memoryview, fds: list[Any] | None = None) -> list[Answer]:
         """Return the answers that `data` completes, and beside them the ITEMs of streams and the CREDIT for them.
 
         Args:
@@ -330,7 +330,7 @@ class ClientConnection(Connection):
             raise RemoteProtocolError(f"answer to call {call_id}, which is not in flight")
         self._cancelled.remove(call_id)
 
-    def _meet(self, payload: bytes) -> None:
+    def _meet(self, payload: bytes | memoryview) -> None:
         version = hello_version(payload)
         if version != VERSION:
             raise RemoteProtocolError(f"server speaks protocol version {version}, this client {VERSION}")

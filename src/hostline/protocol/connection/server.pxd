@@ -23,7 +23,7 @@ cdef class ServerConnection(Connection):
     cdef public bint _is_client_leaving
 
     @cython.locals(events=list, kind=cython.int, frame=Frame)
-    cpdef list receive_data(self, bytes data, object fds=*)
+    cpdef list receive_data(self, object data, object fds=*)
 
     cpdef bint finish(self, object call_id) except -1
     cpdef object reply(self, object call_id, object frame)

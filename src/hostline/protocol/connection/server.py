@@ -83,7 +83,7 @@ class ServerConnection(Connection):
         self._is_leaving = False
         self._is_client_leaving = False
 
-    def receive_data(self, data: bytes, fds: list[Any] | None = None) -> list[Frame]:
+    def receive_data(self, data: bytes | memoryview, fds: list[Any] | None = None) -> list[Frame]:
         """Return the frames about calls that `data` completes: CALL, CANCEL, and ITEM, END and CREDIT of streams.
 
         What is about a call that was answered meanwhile is left out.
@@ -226,7 +226,7 @@ class ServerConnection(Connection):
             self._windows[call_id] = None
             events.append(frame)
 
-    def _meet(self, payload: bytes) -> None:
+    def _meet(self, payload: bytes | memoryview) -> None:
         version = hello_version(payload)
         if version != VERSION:
             reason = f"protocol version {version} is not spoken here, only {VERSION}"

@@ -3,6 +3,8 @@
 Calls the kernel once and never waits: on a non-blocking socket `BlockingIOError` comes through untouched. Knows no
 frames.
 
+More than 400 lines: what is sent and what is received rests on the same rules of the kernel, and they stand once.
+
 Rules of the kernel this rests on (unix(7), cmsg(3), and tried out on Linux 6.18):
 
 - Descriptors belong to the first byte they were sent with. On a stream they end a read early, and descriptors sent
@@ -51,6 +53,7 @@ __all__ = [
     "Received",
     "recv_datagram",
     "recv_message",
+    "recv_message_into",
     "recv_waiting",
     "send_message",
     "send_packets",
@@ -413,6 +416,34 @@ def _raise_failure(number: int, socket_type: str, address: str) -> None:
     if isinstance(error, BlockingIOError):
         raise error
     raise translate(error, "recv", socket_type, address) from error
+
+
+def recv_message_into(
+    sock: socket.socket, space: memoryview, max_fds: int = 0, *, flags: int = 0, address: str = ""
+) -> tuple[int, list[Fd]]:
+    """Receive what one read of a stream gives into memory; return how many bytes came, 0 at the end, and descriptors.
+
+    Arguments and errors are those of `recv_message`.
+    """
+    ancillary: list[tuple[int, int, bytes]] = []
+    answer = 0
+    try:
+        if max_fds:
+            count, ancillary, answer, _ = sock.recvmsg_into([space], _rights_room(max_fds), flags | _MSG_CMSG_CLOEXEC)
+        else:
+            count = sock.recv_into(space, 0, flags)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise translate(error, "recv", "stream", address) from error
+    fds: list[Fd] = []
+    for _level, kind, value in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            fds += _take_over(value)
+    if answer & _TRUNCATED or len(fds) > max_fds:
+        close_all(fds)
+        raise _receive_failure(answer, len(fds), max_fds, len(space), "stream")
+    return count, fds
 
 
 def recv_datagram(
