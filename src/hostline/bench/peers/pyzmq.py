@@ -78,6 +78,7 @@ class CallsDriver(MessageDriver):
 
         self.door = door
         self.socket = _connected(zmq.REQ, door)
+        self.dealer: Any = None
 
     def exchange(self, message: bytes) -> bytes:
         """Send a request and wait for the reply."""
@@ -89,27 +90,28 @@ class CallsDriver(MessageDriver):
         """Keep `window` requests under way on a DEALER socket: REQ allows one."""
         import zmq
 
-        message, ahead = [b"", message_of(ECHO, size)], min(window, count)
-        with _connected(zmq.DEALER, self.door) as dealer:
+        if self.dealer is None:
+            self.dealer = _connected(zmq.DEALER, self.door)
+        dealer, message, ahead = self.dealer, [b"", message_of(ECHO, size)], min(window, count)
+        begin = perf_counter_ns()
+        for _ in range(ahead):
             dealer.send_multipart(message)
-            dealer.recv_multipart()  # the connection stands
-            begin = perf_counter_ns()
-            for _ in range(ahead):
-                dealer.send_multipart(message)
-            for _ in range(count - ahead):
-                dealer.recv_multipart()
-                dealer.send_multipart(message)
-            for _ in range(ahead):
-                dealer.recv_multipart()
-            return perf_counter_ns() - begin
+        for _ in range(count - ahead):
+            dealer.recv_multipart()
+            dealer.send_multipart(message)
+        for _ in range(ahead):
+            dealer.recv_multipart()
+        return perf_counter_ns() - begin
 
     def connected(self) -> CallsDriver:
         """Connect once more, in the same context."""
         return CallsDriver(self.door)
 
     def close(self) -> None:
-        """Close the socket; the context goes with the process."""
+        """Close the sockets; the context goes with the process."""
         self.socket.close()
+        if self.dealer is not None:
+            self.dealer.close()
 
 
 # --- one way -------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def _answers_address(door: Door) -> str:
 
 
 class OneWayDriver(MessageDriver):
-    """A PUSH socket, with ZeroMQ's own bound of 1,000 messages before `send` blocks, and a PULL socket for the answers."""
+    """A PUSH socket, on which `send` blocks at ZeroMQ's own bound of 1,000 messages, and a PULL socket for answers."""
 
     def __init__(self, door: Door) -> None:
         import zmq
@@ -144,8 +146,8 @@ class OneWayDriver(MessageDriver):
         self.push = _connected(zmq.PUSH, door)
         self.pull = _zmq_context().socket(zmq.PULL)
         self.pull.connect(_answers_address(door))
-        self.send = self.push.send  # type: ignore[method-assign]
-        self.recv = self.pull.recv  # type: ignore[method-assign]
+        self.send = self.push.send
+        self.recv = self.pull.recv
 
     def one_way(self, size: int, count: int, is_batched: bool) -> int:
         """Push messages, each alone or as the parts of larger ones."""
