@@ -27,9 +27,10 @@ def _answer(receiver: Any, sender: Any, door: Door) -> None:
     door.ready()
     while True:
         with contextlib.suppress(pynng.Timeout):
-            answer = answers.to(receiver.recv())
-            if answer is not None:
-                sender.send(answer)
+            while True:
+                answer = answers.to(receiver.recv())
+                if answer is not None:
+                    sender.send(answer)
 
 
 def serve_calls(door: Door) -> None:

@@ -5,6 +5,7 @@ Each context has its own I/O thread, which is ZeroMQ's way: a message crosses fr
 
 from __future__ import annotations
 
+import contextlib
 from time import perf_counter_ns
 from typing import Any
 
@@ -24,6 +25,9 @@ from hostline.bench.subject import Door, Subject
 # One context for each process, as the guide recommends, with room for a thousand sockets and more.
 _MAX_SOCKETS = 4096
 _context: Any = None
+# libzmq goes on waiting if SIGTERM comes while it looks after connections: servers look up twice a second, which is
+# free while they are busy.
+_LOOK_UP_MS = 500
 
 
 def _zmq_context() -> Any:
@@ -63,11 +67,13 @@ def serve_calls(door: Door) -> None:
 
     answers = Answers()
     with zmq.Context() as context, context.socket(zmq.REP) as server:
-        server.linger = 0
+        server.linger, server.rcvtimeo = 0, _LOOK_UP_MS
         door.ready(_bind(server, door))
         while True:
-            # Always an answer: REP has to send one before it receives again.
-            server.send(answers.to(server.recv()) or b"")
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    # Always an answer: REP has to send one before it receives again.
+                    server.send(answers.to(server.recv()) or b"")
 
 
 class CallsDriver(MessageDriver):
@@ -123,14 +129,16 @@ def serve_one_way(door: Door) -> None:
 
     answers = Answers()
     with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
-        push.linger = 0
+        push.linger, pull.rcvtimeo = 0, _LOOK_UP_MS
         push.bind(_answers_address(door))
         door.ready(_bind(pull, door))
         while True:
-            for message in pull.recv_multipart():  # a batch is one message of many parts
-                answer = answers.to(message)
-                if answer is not None:
-                    push.send(answer)
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    for message in pull.recv_multipart():  # a batch is one message of many parts
+                        answer = answers.to(message)
+                        if answer is not None:
+                            push.send(answer)
 
 
 def _answers_address(door: Door) -> str:
