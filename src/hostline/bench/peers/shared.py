@@ -99,6 +99,8 @@ class MessageDriver(Driver):
 
     send: Callable[[bytes], object]
     recv: Callable[[], bytes]
+    # Connects once more, as the first time.
+    connected: Callable[[], MessageDriver]
 
     def exchange(self, message: bytes) -> bytes:
         """Send a message and wait for the answer."""
@@ -150,10 +152,6 @@ class MessageDriver(Driver):
         require(arrived, count, "messages arrived")
         return duration
 
-    def connected(self) -> MessageDriver:
-        """Connect once more, as the first time."""
-        raise NotImplementedError
-
     def reconnect(self, count: int) -> array[int]:
         """Connect, exchange one message, close."""
         message = message_of(ECHO, CONNECT_SIZE)
@@ -171,17 +169,14 @@ class CallDriver(Driver):
 
     # Bytes that the encoding, the id and the name take beside the text.
     overhead: ClassVar[int] = 26
+    # Makes what one call sends; returns the text in it.
+    value: Callable[[str], Any]
+    text_of: Callable[[Any], str]
+    # Connects once more, as the first time.
+    connected: Callable[[], CallDriver]
     # Calls the method that returns its argument, and the one that returns the length of the text in it.
     call_echo: Callable[[Any], Any]
     call_take: Callable[[Any], int]
-
-    def value(self, text: str) -> Any:
-        """Return what one call sends."""
-        raise NotImplementedError
-
-    def text_of(self, value: Any) -> str:
-        """Return the text in a value."""
-        raise NotImplementedError
 
     def sized(self, size: int) -> tuple[Any, int]:
         """Return a value that is about `size` bytes encoded, and the length of its text."""
@@ -205,10 +200,6 @@ class CallDriver(Driver):
             require(call(value), length, "characters arrived")
 
         return timed(operation, count)
-
-    def connected(self) -> CallDriver:
-        """Connect once more, as the first time."""
-        raise NotImplementedError
 
     def reconnect(self, count: int) -> array[int]:
         """Connect, call once, close."""
