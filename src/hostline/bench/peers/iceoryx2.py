@@ -30,7 +30,9 @@ from hostline.bench.subject import Door, Subject
 # Requests of one client that may be under way, and clients. Both sides prepare for each request: a client port for 128
 # takes a quarter of a second to make, and the end of it keeps the server busy for two.
 MAX_WINDOW = 32
-MAX_CLIENTS = 8
+# Clients at once, as many as the workloads have: each place for one more is looked at as well.
+CALL_CLIENTS, WINDOW_CLIENTS = 2, 4
+MAX_NODES = 6
 # Published messages that may wait for the server, then the publisher tries again until there is room: nothing is lost.
 MAX_WAITING = 1024
 # Bytes of a message that memory is set aside for; larger ones make it grow.
@@ -63,11 +65,11 @@ class Place:
         builder = builder.signal_handling_mode(iceoryx2.SignalHandlingMode.Disabled)
         self.node: Any = builder.create(iceoryx2.ServiceType.Ipc)
 
-    def calls(self, name: str, window: int) -> Any:
+    def calls(self, name: str, window: int, clients: int) -> Any:
         """Open or create a service of requests and responses."""
         octets = self.iox.Slice[ctypes.c_uint8]
         builder = self.node.service_builder(self.iox.ServiceName.new(name)).request_response(octets, octets)
-        builder = builder.max_clients(MAX_CLIENTS).max_servers(1).max_nodes(MAX_CLIENTS + 1).max_loaned_requests(1)
+        builder = builder.max_clients(clients).max_servers(1).max_nodes(MAX_NODES).max_loaned_requests(1)
         builder = builder.max_active_requests_per_client(window).max_response_buffer_size(1)
         builder = builder.enable_safe_overflow_for_requests(False).enable_safe_overflow_for_responses(False)
         return builder.open_or_create()
@@ -76,7 +78,7 @@ class Place:
         """Open or create a service of published messages."""
         builder = self.node.service_builder(self.iox.ServiceName.new(name))
         builder = builder.publish_subscribe(self.iox.Slice[ctypes.c_uint8])
-        builder = builder.max_publishers(MAX_CLIENTS).max_subscribers(1).max_nodes(MAX_CLIENTS + 1)
+        builder = builder.max_publishers(1).max_subscribers(1).max_nodes(MAX_NODES)
         builder = builder.enable_safe_overflow(False).subscriber_max_buffer_size(MAX_WAITING)
         return builder.open_or_create()
 
@@ -109,7 +111,11 @@ def serve(door: Door) -> None:
     """Look at the ports in turn, staying with the one that has work."""
     _sweep()
     place = Place(door)
-    services = [place.calls("calls", 2), place.calls("window", MAX_WINDOW), place.messages("messages")]
+    services = [
+        place.calls("calls", 2, CALL_CLIENTS),
+        place.calls("window", MAX_WINDOW, WINDOW_CLIENTS),
+        place.messages("messages"),
+    ]
     servers = [
         place.port(services[0].server_builder(), CALL_SIZE),
         place.port(services[1].server_builder(), WINDOW_SIZE),
@@ -174,12 +180,12 @@ def _poll(servers: list[Any], subscriber: Any) -> None:
 
 
 class PortsDriver(MessageDriver):
-    """A client port for calls, and when they are needed one for many calls under way, and a publisher."""
+    """A node, and when they are needed a client port for calls, one for many calls under way, and a publisher."""
 
     def __init__(self, door: Door) -> None:
         self.place = Place(door)
-        self.service = self.place.calls("calls", 2)
-        self.client = self._client()
+        self.service = self.place.calls("calls", 2, CALL_CLIENTS)
+        self.client: Any = None
         self.window: Any = None
         self.publisher: Any = None
 
@@ -188,6 +194,8 @@ class PortsDriver(MessageDriver):
 
     def exchange(self, message: bytes) -> bytes:
         """Send a request and look for the response until it is there."""
+        if self.client is None:
+            self.client = self._client()
         return _response(_request(self.client, message))
 
     def send(self, message: bytes) -> None:
@@ -207,7 +215,9 @@ class PortsDriver(MessageDriver):
     def pipelined(self, size: int, count: int, window: int) -> int:
         """Keep requests under way on one port, up to MAX_WINDOW."""
         if self.window is None:
-            self.window = self.place.port(self.place.calls("window", MAX_WINDOW).client_builder(), WINDOW_SIZE)
+            self.window = self.place.port(
+                self.place.calls("window", MAX_WINDOW, WINDOW_CLIENTS).client_builder(), WINDOW_SIZE
+            )
         message, client, ahead = message_of(ECHO, size), self.window, min(window, count, MAX_WINDOW)
         under_way: deque[Any] = deque()
         begin = perf_counter_ns()
