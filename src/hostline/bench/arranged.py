@@ -37,10 +37,10 @@ UNITS = {"us": "µs", "1/s": "a second", "KiB": "KiB"}
 
 # What each workload does, as a heading.
 TITLES = {
-    "latency": "one exchange at a time, there and back",
+    "latency": "one round trip at a time",
     "transfer": "a large block one way, acknowledged",
     "throughput": "many calls under way at once; messages one way",
-    "connect": "connect, one exchange, close",
+    "connect": "connect, one round trip, close",
     "fanin": "many clients of one server",
     "kinds": "stream, seqpacket and datagram",
     "fds": "open files sent along",
@@ -199,9 +199,9 @@ def kind_of(case: Case) -> str:
 
 def chart_title(cases: Sequence[Case]) -> str:
     """Return what is measured, as the heading of a chart."""
-    first = cases[0]
-    title = TITLES.get(first.workload, first.workload)
-    return f"{first.name}: {title}" if len(cases) == 1 else title[:1].upper() + title[1:]
+    title = TITLES.get(cases[0].workload, cases[0].workload)
+    title = title[:1].upper() + title[1:]
+    return f"{title}: {cases[0].name}" if len(cases) == 1 else title
 
 
 def chart_legend(cases: Sequence[Case]) -> str:

@@ -62,6 +62,9 @@ _COLUMNS = 3
 # Points.
 _TEXT = 9.0
 
+# What stands behind text, so that no grid line runs through it.
+_BEHIND = {"facecolor": _BACKGROUND, "edgecolor": "none", "pad": 0.6}
+
 _FONTS = "'DejaVu Sans', Verdana, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
@@ -336,7 +339,7 @@ def _note(
     axes: Any, text: str, at: tuple[float, float], coords: Any, offset: tuple[float, float], **style: Any
 ) -> None:
     """Write text at an offset in points from a place in the axes."""
-    words = {"ha": "left", "va": "center", "color": _INK, "parse_math": False, **style}
+    words = {"ha": "left", "va": "center", "color": _INK, "parse_math": False, "bbox": _BEHIND, **style}
     axes.annotate(text, at, offset, xycoords=coords, textcoords="offset points", **words)
 
 
