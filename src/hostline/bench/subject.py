@@ -1,7 +1,7 @@
 """What a subject is: a server and a client of one library, each in a process of its own.
 
-A module in `subjects/` or `peers/` has `SUBJECTS: tuple[Subject, ...]`. Importing it must not import the library that it
-measures: that happens in `serve` and `drive`. Only the standard library is imported here, because every measured
+A module in `subjects/` or `peers/` has `SUBJECTS: tuple[Subject, ...]`. Importing it must not import the library that
+it measures: that happens in `serve` and `drive`. Only the standard library is imported here, because every measured
 process imports this.
 """
 
@@ -24,7 +24,7 @@ ABILITIES = {
     "batched": "one_way",  # is_batched=True
     "connect": "reconnect",
     "fanin": "latency",  # `drive` is called up to 1,000 times in one process, and the drivers take turns
-    "kinds": "latency",  # and one_way, where it has "one-way": it takes part in stream against seqpacket against datagram
+    "kinds": "latency",  # and one_way, where it has "one-way": stream against seqpacket against datagram
     "fds": "pass_fds",
     "idle": "latency",  # 10,000 connections stand, held by `hold`
 }
@@ -46,9 +46,9 @@ class Door:
         directory: A private directory, which the run removes; for anything that needs a file.
         path: A short socket path in it that does not exist yet.
         host: The loopback address.
-        port: In the client's process the port that the server told with `ready`; 0 in the server's: let the kernel choose.
+        port: In the client's process what the server told with `ready`; 0 in the server's: let the kernel choose.
         workload: What will be asked of it: "latency", "fanin" and so on. Most need not care.
-        pid: In the client's process the server's process id.
+        tools: The directory that `Subject.prepare` got.
         on_ready: What `ready` calls; the run's own.
     """
 
@@ -58,7 +58,7 @@ class Door:
     host: str = "127.0.0.1"
     port: int = 0
     workload: str = "latency"
-    pid: int = 0
+    tools: str = ""
     on_ready: Callable[[int], None] | None = None
 
     def ready(self, port: int = 0) -> None:
@@ -74,9 +74,12 @@ class Door:
 class Driver:
     """Drive one connection in the client's process; every method blocks until its work is done.
 
-    A driver implements what its subject's `workloads` name. Times are nanoseconds of `time.perf_counter_ns`, collected in an
-    array made before the first operation.
+    A driver implements what its subject's `workloads` name. Times are nanoseconds of `time.perf_counter_ns`, collected
+    in an array made before the first operation.
     """
+
+    # Whether `grow` does what otherwise several drivers do.
+    can_grow = False
 
     def pids(self) -> list[int]:
         """Return the processes that do the client's work, for their processor time and memory."""
@@ -115,11 +118,15 @@ class Driver:
         raise AttributeError("reconnect")
 
     def pass_fds(self, fds: int, count: int) -> array[int]:
-        """Return the time of each of `count` messages with `fds` descriptors of /dev/null, each answered by their number.
+        """Return the time of each of `count` messages with `fds` descriptors, each answered by their number.
 
         The server closes what it receives before it answers.
         """
         raise AttributeError("pass_fds")
+
+    def grow(self, clients: int) -> None:
+        """Open or close connections until there are `clients`, which `latency` then uses in turn; if `can_grow`."""
+        raise AttributeError("grow")
 
     def hold(self, count: int) -> Callable[[], None]:
         """Open `count` further connections that stay idle; return what closes them."""
@@ -139,11 +146,12 @@ class Subject:
         transport: One of TRANSPORTS.
         style: One of STYLES.
         workloads: What it can do, of ABILITIES' names.
-        serve: Runs in the server's process: listens, calls `door.ready()`, and echoes, acknowledges and counts until SIGTERM,
-            which arrives as SystemExit. It must not spin while nobody asks.
+        serve: Runs in the server's process: listens, calls `door.ready()`, and echoes, acknowledges and counts until
+            SIGTERM, which arrives as SystemExit. It must not spin while nobody asks.
         drive: Runs in the client's process: connects and returns a driver.
         needs: Importable names of its libraries, and programs as "program:gcc".
         install: What to say where one is missing.
+        prepare: Runs once before the run, in a directory for this: compiles a program. What it raises skips the subject.
         is_hostline: Whether it is hostline itself.
         is_quick: Whether it takes part in the quick mode.
     """
@@ -157,6 +165,7 @@ class Subject:
     drive: Callable[[Door], Driver]
     needs: tuple[str, ...] = ()
     install: str = "pip install 'hostline[bench]'"
+    prepare: Callable[[str], None] | None = None
     is_hostline: bool = False
     is_quick: bool = False
 
