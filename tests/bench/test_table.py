@@ -68,7 +68,7 @@ def test_subjects_stand_by_layer_and_the_fastest_first() -> None:
         ratios = [m.ratio for m in found]
         assert ratios == sorted(ratios, key=lambda ratio: ratio or 0)
     text = printed(only(), 100)
-    places = [text.index(f" {name} ") for name in ("raw bytes", "C", "Go", "typed calls", "rpyc", "grpc aio")]
+    places = [text.index(f"\n {name} ") for name in ("raw bytes", "  C", "  Go", "typed calls", "  rpyc", "  grpc aio")]
     assert places == sorted(places)
 
 

@@ -39,7 +39,7 @@ UNITS = {"us": "µs", "1/s": "a second", "KiB": "KiB"}
 TITLES = {
     "latency": "one round trip at a time",
     "transfer": "a large block one way, acknowledged",
-    "throughput": "many calls under way at once; messages one way",
+    "throughput": "pipelined calls, and messages one way",
     "connect": "connect, one round trip, close",
     "fanin": "many clients of one server",
     "kinds": "stream, seqpacket and datagram",

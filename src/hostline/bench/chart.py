@@ -187,7 +187,9 @@ class _Scale:
     @classmethod
     def over(cls, cases: Sequence[Case], inches: float) -> Self:
         """Make the scale on which all figures of these cases have room."""
-        values = [value for case in cases for m in case.measurements if (value := cls.value(case, m)) is not None]
+        values = [value for case in cases for m in case.measurements if (value := cls.value(case, m)) is not None] or [
+            1.0
+        ]
         is_ratio = cases[0].reference is not None
         low, high = (min([*values, 1.0]), max([*values, 1.0])) if is_ratio else (min(values), max(values))
         beside = 0.12 + 0.085 * max((len(cls.text(case, m)) for case in cases for m in case.measurements), default=0)
