@@ -121,6 +121,7 @@ def test_a_wrong_command_line_says_what_there_is(arguments: list[str], said: str
     [
         (b"", "not the results of a benchmark"),
         (b"\xff\x00", "not the results of a benchmark"),
+        (b'{"x":' + b"[" * 200_000, "nested too deeply"),
         (b"[]", "not the results of a benchmark"),
         (SAMPLE.read_bytes()[:5000], "not the results of a benchmark"),
         (SAMPLE.read_bytes().replace(b'"ratio": 0.31', b'"ratio": "0.31"'), r"measurements\[9\]\.ratio"),

@@ -165,6 +165,8 @@ def _read(path: Path) -> Results:
         raise CommandError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise CommandError(f"{path}: not the results of a benchmark: it is nested too deeply") from error
 
 
 def _selected(results: Results, workloads: list[str] | None, only: list[str] | None) -> Results:
