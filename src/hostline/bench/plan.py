@@ -24,6 +24,8 @@ WINDOW = 64
 # Clients of one server, and the processes that drive them where several do.
 CLIENTS = (1, 10, 100, 1_000)
 DRIVERS = 4
+# Client processes that fill one server with calls.
+CALLERS = 2
 IDLE = 10_000
 
 
@@ -107,6 +109,14 @@ class Plan:
     timeout: float = 30.0
     skipped: tuple[Skipped, ...] = field(default=())
 
+    def stages(self) -> list[tuple[str, list[Case]]]:
+        """Return the cases that one set of processes does, with the workload that these are told."""
+        stages: dict[str, list[Case]] = {}
+        for case in self.cases:
+            stage = SHARING[0] if self.is_quick and case.workload in SHARING else case.workload
+            stages.setdefault(stage, []).append(case)
+        return list(stages.items())
+
     def entries_of(self, case: Case) -> list[Entry]:
         """Return the subjects of one case."""
         return [entry for entry in self.entries if case.abilities <= entry.subject.workloads]
@@ -150,7 +160,7 @@ def _throughput() -> list[Case]:
     messages = {"size": MESSAGE, "count": 200_000, "unit": "1/s"}
     return [
         _case("throughput", "pipelined", "pipelined", "pipelined", **calls),
-        _case("throughput", f"pipelined, {DRIVERS} clients", "pipelined", "pipelined", drivers=DRIVERS, **calls),
+        _case("throughput", f"pipelined, {CALLERS} clients", "pipelined", "pipelined", drivers=CALLERS, **calls),
         _case("throughput", "one-way 200 B", "one_way", "one-way", **messages),
         _case("throughput", "one-way 200 B batched", "one_way", "batched", is_batched=True, **messages),
     ]
@@ -200,8 +210,21 @@ _MAKERS = {
     "fds": _fds,
 }
 WORKLOADS = tuple(_MAKERS)
-# Cases that the quick mode leaves out: they take long to set up.
-SLOW = {"1,000 clients", f"1,000 clients, {DRIVERS} drivers", f"{IDLE:,} idle", "100 clients, 4 drivers"}
+# Cases that the quick mode leaves out: they take long to set up, or say little more than another.
+SLOW = {
+    ("fanin", "10 clients"),
+    ("fanin", f"100 clients, {DRIVERS} drivers"),
+    ("fanin", "1,000 clients"),
+    ("fanin", f"1,000 clients, {DRIVERS} drivers"),
+    ("fanin", f"{IDLE:,} idle"),
+    ("kinds", "16 KB"),
+    ("kinds", "one-way 1 KB"),
+    ("kinds", "one-way 16 KB"),
+    ("throughput", f"pipelined, {CALLERS} clients"),
+}
+# Workloads that can have the same processes, one after the other: the quick mode's way. Otherwise each has its own, so
+# that what one leaves behind in memory and caches is not the next one's.
+SHARING = ("latency", "transfer", "throughput", "kinds", "fds")
 # The share of a round that the quick mode gives, and its rounds.
 QUICK_SHARE, QUICK_ROUNDS, FULL_ROUNDS = 0.15, 3, 5
 
@@ -221,8 +244,8 @@ def make_plan(
     Args:
         workloads: Of WORKLOADS; all of them when left out or empty.
         is_quick: Whether a coarse answer in half a minute will do.
-        subjects: Names, or their first words: "grpc" is every subject of grpc. All of them when left out; in the quick mode
-            then those that it has time for. The reference always takes part.
+        subjects: Names, or their first words: "grpc" is every subject of grpc. All of them when left out; in the
+            quick mode then those that it has time for. The reference always takes part.
         rounds: Rounds of each case; 5, or 3 in the quick mode, when left out.
         pin: Cores to keep every process to.
         seed: What the order within the rounds is drawn from.
@@ -245,7 +268,7 @@ def make_plan(
         for name in WORKLOADS
         if name in names
         for case in _MAKERS[name]()
-        if not (is_quick and case.name in SLOW)
+        if not (is_quick and (name, case.name) in SLOW)
     )
     wanted = [entry for entry in chosen if any(case.abilities <= entry.subject.workloads for case in cases)]
     missing = {entry.subject.name: reason for entry in wanted if (reason := entry.missing()) is not None}
@@ -277,7 +300,7 @@ def _choose(every: list[Entry], subjects: Sequence[str] | None, is_quick: bool) 
 
 def _is_meant(wanted: str, entry: Entry) -> bool:
     name = entry.subject.name.lower()
-    return name == wanted.lower() or name.startswith(f"{wanted.lower()} ")
+    return name == wanted.lower() or name.startswith((f"{wanted.lower()} ", f"{wanted.lower()},"))
 
 
 def _checked_pin(pin: list[int] | None) -> list[int] | None:

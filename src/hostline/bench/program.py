@@ -221,10 +221,10 @@ def main(arguments: list[str]) -> int:
     """Serve or drive one subject; `arguments` are the role and a JSON object."""
     role, text = arguments
     facts = json.loads(text)
-    # Its own directory would be searched first, where modules have common names; and what a subject prints is no answer.
+    # Its own directory would be searched first, where modules have common names.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what a subject prints is no answer
     if facts["pin"] is not None:
         os.sched_setaffinity(0, facts["pin"])
     _raise_descriptor_limit()

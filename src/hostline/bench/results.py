@@ -45,7 +45,7 @@ class Measurement(msgspec.Struct, kw_only=True):
         rounds: One figure for each round, in `unit`; of single operations it is the round's median.
         value: The median of `rounds`.
         ratio: How many times the reference's time or memory in the same case, the median of the rounds' own ratios;
-            rates are inverted, so that above 1 is worse than the reference everywhere. None where there is no reference.
+            rates are inverted, so that above 1 is worse everywhere. None where there is no reference.
         reference: The subject that `ratio` is against, or None.
         spread: The quantiles, where single operations were timed.
         cpu_seconds_per_million: Client and server together, user and system, for a million operations.

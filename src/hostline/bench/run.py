@@ -7,7 +7,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hostline.bench.figures import median_ratio, spread_of
@@ -20,7 +20,6 @@ from hostline.clock import monotonic
 
 __all__ = ["run"]
 
-# Seconds that a subject gets for its end.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -34,7 +33,7 @@ def run(plan: Plan, on_progress: OnProgress = lambda _text, _done, _total: None)
     Returns:
         The document. A subject that crashed, hung or gave a wrong answer is among its `skipped`.
     """
-    began, start = datetime.now(timezone.utc), monotonic()
+    began, start = datetime.now(UTC), monotonic()
     facts = machine_facts()
     with tempfile.TemporaryDirectory(prefix="hlb", dir=_short_directory()) as directory:
         runner = _Runner(plan, Path(directory), on_progress)
@@ -85,8 +84,8 @@ class _Runner:
                 prepared.add(prepare)
             except Exception as error:  # whatever a compiler or a peer may say
                 self._leave_out(entry, f"{type(error).__name__}: {error}")
-        for workload in dict.fromkeys(case.workload for case in self._plan.cases):
-            self._run_workload(workload, tools)
+        for workload, cases in self._plan.stages():
+            self._run_stage(workload, cases, tools)
 
     def _leave_out(self, entry: Entry, reason: str) -> None:
         self.skipped.append(Skipped(entry.subject.name, reason))
@@ -96,8 +95,7 @@ class _Runner:
         self._done += steps
         self._on_progress(text, min(self._done, self._total), self._total)
 
-    def _run_workload(self, workload: str, tools: Path) -> None:
-        cases = [case for case in self._plan.cases if case.workload == workload]
+    def _run_stage(self, workload: str, cases: list[Case], tools: Path) -> None:
         teams: list[Team] = []
         base = self._directory / workload
         base.mkdir(mode=0o700)

@@ -13,7 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-__all__ = ["ABILITIES", "LAYERS", "STYLES", "TRANSPORTS", "Door", "Driver", "Subject", "WrongAnswerError", "timed"]
+__all__ = [
+    "ABILITIES",
+    "LAYERS",
+    "STYLES",
+    "TRANSPORTS",
+    "Door",
+    "Driver",
+    "Subject",
+    "WrongAnswerError",
+    "file_to_pass",
+    "timed",
+]
 
 # What a subject may be able to do, as `Subject.workloads` names it, and the method of its Driver that does it.
 ABILITIES = {
@@ -136,6 +147,11 @@ class Driver:
         """Close the connection."""
 
 
+def file_to_pass() -> int:
+    """Return a descriptor of an ordinary file, for `pass_fds`; the caller's to close."""
+    return os.open(__file__, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Describe one subject, and make its server and its client.
@@ -151,7 +167,7 @@ class Subject:
         drive: Runs in the client's process: connects and returns a driver.
         needs: Importable names of its libraries, and programs as "program:gcc".
         install: What to say where one is missing.
-        prepare: Runs once before the run, in a directory for this: compiles a program. What it raises skips the subject.
+        prepare: Runs once before the run, in a directory for this: compiles. What it raises skips the subject.
         is_hostline: Whether it is hostline itself.
         is_quick: Whether it takes part in the quick mode.
     """

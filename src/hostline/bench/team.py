@@ -8,7 +8,13 @@ from pathlib import Path
 
 from hostline.bench.plan import Case, Entry
 from hostline.bench.processes import (
-    Answer, Process, SubjectFailedError, cpu_seconds, forget_peak, peak_memory, resident_memory,
+    Answer,
+    Process,
+    SubjectFailedError,
+    cpu_seconds,
+    forget_peak,
+    peak_memory,
+    resident_memory,
 )  # fmt: skip
 
 __all__ = ["Tally", "Team"]

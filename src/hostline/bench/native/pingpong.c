@@ -278,7 +278,7 @@ static void reply(const void *data, uint64_t size) {
     if (fflush(stdout)) fail("write");
 }
 
-static void pass(int fd, int null, int count) {
+static void pass(int fd, int file, int count) {
     char byte = 'f', control[CMSG_SPACE(MAX_FDS * sizeof(int))];
     struct iovec part = { &byte, 1 };
     struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control };
@@ -286,7 +286,7 @@ static void pass(int fd, int null, int count) {
     memset(control, 0, sizeof control);
     struct cmsghdr *c = CMSG_FIRSTHDR(&message);
     c->cmsg_level = SOL_SOCKET; c->cmsg_type = SCM_RIGHTS; c->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
-    for (int i = 0; i < count; i++) memcpy(CMSG_DATA(c) + (size_t)i * sizeof null, &null, sizeof null);
+    for (int i = 0; i < count; i++) memcpy(CMSG_DATA(c) + (size_t)i * sizeof file, &file, sizeof file);
     if (sendmsg(fd, &message, MSG_NOSIGNAL) != 1) fail("sendmsg");
     confirmed(fd, (uint64_t)count);
 }
@@ -294,7 +294,7 @@ static void pass(int fd, int null, int count) {
 static void timed(char what, uint64_t size, uint64_t count) {
     uint64_t *times = calloc(count ? count : 1, sizeof *times);
     if (!times) fail("calloc");
-    int null = what == 'F' ? open("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
+    int file = what == 'F' ? open("/proc/self/exe", O_RDONLY | O_CLOEXEC) : -1;
     if (what == 'C') shrink(0); else grow(1);
     if (what == 'F') begin(what, 1, count); else if (what != 'C') begin(what, size, count);
     for (uint64_t i = 0; i < count; i++) {
@@ -302,11 +302,11 @@ static void timed(char what, uint64_t size, uint64_t count) {
         uint64_t start = now();
         if (what == 'E') exchange(fd, size);
         else if (what == 'T') { send_all(fd, sent, size); confirmed(fd, size); }
-        else if (what == 'F') pass(fd, null, (int)size);
+        else if (what == 'F') pass(fd, file, (int)size);
         else { fd = connected(); exchange(fd, 64); close(fd); }
         times[i] = now() - start;
     }
-    if (null >= 0) close(null);
+    if (file >= 0) close(file);
     reply(times, count * sizeof *times);
     free(times);
 }

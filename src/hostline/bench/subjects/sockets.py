@@ -11,9 +11,18 @@ from array import array
 from collections.abc import Callable
 from time import perf_counter_ns
 
-from hostline.bench.subject import Door, Driver, Subject, timed
+from hostline.bench.subject import Door, Driver, Subject, file_to_pass, timed
 from hostline.bench.subjects.talk import (
-    ECHO, FDS, HEADER, NUMBER, ONE_WAY, TRANSFER, check_number, is_plain_echo, pack_header, padding,
+    ECHO,
+    FDS,
+    HEADER,
+    NUMBER,
+    ONE_WAY,
+    TRANSFER,
+    check_number,
+    is_plain_echo,
+    pack_header,
+    padding,
 )  # fmt: skip
 
 __all__ = ["SUBJECTS", "listening_socket"]
@@ -277,9 +286,9 @@ class _Sockets(Driver):
         return timed(once, count)
 
     def pass_fds(self, fds: int, count: int) -> array[int]:
-        sock, null = self._socks[0], os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        sock, file = self._socks[0], file_to_pass()
         sock.sendall(pack_header(FDS, 1, count))
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, arrays.array("i", [null] * fds))]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, arrays.array("i", [file] * fds))]
 
         def pass_some() -> None:
             sock.sendmsg([b"f"], rights)
@@ -288,7 +297,7 @@ class _Sockets(Driver):
         try:
             return timed(pass_some, count)
         finally:
-            os.close(null)
+            os.close(file)
 
     def close(self) -> None:
         while self._socks:
