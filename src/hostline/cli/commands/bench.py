@@ -81,7 +81,7 @@ def bench(
     from_: _From = None,
     list_: _List = False,
 ) -> None:
-    """Measure hostline beside bare sockets, C, Go and other libraries.
+    """Measure hostline beside bare sockets and other libraries.
 
     Client and server are separate processes; the subjects take turns in every round. What is printed is how many times
     as long each takes as bare C over a Unix socket in the same run: figures of two runs, or of two machines, are not
