@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import shutil
 from collections.abc import Iterable, Sequence
@@ -80,9 +81,16 @@ class Entry:
             if program != need:
                 if shutil.which(program) is None:
                     return f"{program} is not on PATH: {self.subject.install}"
-            elif importlib.util.find_spec(need) is None:
+            elif not _is_installed(need):
                 return f"{need} is not installed: {self.subject.install}"
         return None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ def _case(workload: str, name: str, action: str, *abilities: str, **settings: ob
 
 
 def _latency() -> list[Case]:
-    return [_case("latency", name, "latency", size=size) for name, size in SIZES.items()]
+    return [_case("latency", name, "latency", size=size, seconds=0.15) for name, size in SIZES.items()]
 
 
 def _transfer() -> list[Case]:
@@ -156,8 +164,8 @@ def _transfer() -> list[Case]:
 
 
 def _throughput() -> list[Case]:
-    calls = {"size": 64, "count": 100_000, "window": WINDOW, "unit": "1/s", "seconds": 0.4}
-    messages = {"size": MESSAGE, "count": 200_000, "unit": "1/s"}
+    calls = {"size": 64, "count": 100_000, "window": WINDOW, "unit": "1/s", "seconds": 0.25}
+    messages = {"size": MESSAGE, "count": 200_000, "unit": "1/s", "seconds": 0.15}
     return [
         _case("throughput", "pipelined", "pipelined", "pipelined", **calls),
         _case("throughput", f"pipelined, {CALLERS} clients", "pipelined", "pipelined", drivers=CALLERS, **calls),
@@ -168,8 +176,8 @@ def _throughput() -> list[Case]:
 
 def _connect() -> list[Case]:
     return [
-        _case("connect", "without pool", "reconnect", "connect"),
-        _case("connect", "with pool", "latency", "connect"),
+        _case("connect", "without pool", "reconnect", "connect", seconds=0.1),
+        _case("connect", "with pool", "latency", "connect", seconds=0.1),
     ]
 
 
@@ -177,11 +185,13 @@ def _fanin() -> list[Case]:
     cases = []
     for clients in CLIENTS:
         name = f"{clients:,} client{'s' * (clients > 1)}"
-        cases.append(_case("fanin", name, "latency", "fanin", clients=clients))
+        cases.append(_case("fanin", name, "latency", "fanin", clients=clients, seconds=0.1))
         if clients >= 100:
             name = f"{name}, {DRIVERS} drivers"
-            cases.append(_case("fanin", name, "latency", "fanin", clients=clients, drivers=DRIVERS, unit="1/s"))
-    cases.append(_case("fanin", f"{IDLE:,} idle", "latency", "idle", clients=10, held=IDLE))
+            cases.append(
+                _case("fanin", name, "latency", "fanin", clients=clients, drivers=DRIVERS, unit="1/s", seconds=0.1)
+            )
+    cases.append(_case("fanin", f"{IDLE:,} idle", "latency", "idle", clients=10, held=IDLE, seconds=0.1))
     return cases
 
 
@@ -306,8 +316,6 @@ def _is_meant(wanted: str, entry: Entry) -> bool:
 def _checked_pin(pin: list[int] | None) -> list[int] | None:
     if pin is None:
         return None
-    import os
-
     there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if not pin or not set(pin) <= there:
         raise ValueError(f"cannot keep to cores {pin}: this process may use {sorted(there)}")

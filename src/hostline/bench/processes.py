@@ -112,7 +112,10 @@ class Process:
         while b"\n" not in self._buffer:
             self._read(deadline, timeout)
         line, self._buffer = self._buffer.split(b"\n", 1)
-        facts = json.loads(line)
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            raise self._failed("answered something else than it should") from None
         while len(self._buffer) < facts["bytes"]:
             self._read(deadline, timeout)
         data, self._buffer = self._buffer[: facts["bytes"]], self._buffer[facts["bytes"] :]

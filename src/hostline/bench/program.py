@@ -56,8 +56,8 @@ class _Crowd:
             return self.drivers[0].latency(size, count)
         times = array("Q", bytes(8 * count))
         for index in range(count):
-            times[index] = self.drivers[self._turn].latency(size, 1)[0]
-            self._turn = (self._turn + 1) % len(self.drivers)
+            times[index] = self.drivers[(self._turn + index) % len(self.drivers)].latency(size, 1)[0]
+        self._turn = (self._turn + count) % len(self.drivers)
         return times
 
     def close(self) -> None:

@@ -41,10 +41,11 @@ class Measurement(msgspec.Struct, kw_only=True):
         transport: "unix", "seqpacket", "datagram", "tcp" or "shm".
         style: "c", "go", "blocking", "asyncio", "uvloop" or "threads".
         is_hostline: Whether it is hostline itself.
-        unit: "us" of one operation (lower is better), "1/s" (higher is better), "KiB" a connection (lower is better).
+        unit: "us" of one operation (lower is better), "1/s" (higher is better), "KiB" of the server's own memory for an
+            idle connection (lower is better).
         rounds: One figure for each round, in `unit`; of single operations it is the round's median.
         value: The median of `rounds`.
-        ratio: How many times the reference's time or memory in the same case, the median of the rounds' own ratios;
+        ratio: How many times the reference's time in the same case, the median of the rounds' own ratios;
             rates are inverted, so that above 1 is worse everywhere. None where there is no reference.
         reference: The subject that `ratio` is against, or None.
         spread: The quantiles, where single operations were timed.

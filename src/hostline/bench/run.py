@@ -166,7 +166,7 @@ class _Runner:
                 one.ratio = median_ratio(tally.rounds, by_name[reference].rounds, case.unit)
             self.measurements.append(one)
         for team, tally in tallies.items():
-            if tally.held_kib is not None and tally.held_kib > 0:
+            if tally.held_kib is not None:
                 one = self._measurement(case, team, tally)
                 one.case, one.unit = f"{case.name}, memory", "KiB"
                 one.rounds, one.value = [tally.held_kib], tally.held_kib

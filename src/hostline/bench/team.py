@@ -112,7 +112,7 @@ class Team:
         if case.held:
             before = resident_memory(self.server.pids)
             first.ask({"do": "hold", "count": case.held}, timeout)
-            self._held_kib = (resident_memory(self.server.pids) - before) / case.held
+            self._held_kib = max(resident_memory(self.server.pids) - before, 0) / case.held
         while len(self._clients) < case.drivers:
             self._clients.append(self._start("drive"))
             self._clients[-1].answer(timeout)
@@ -137,6 +137,8 @@ class Team:
             tally.rounds.append(operations / seconds)
         else:
             times = sorted(answers[0].times)
+            if not times:
+                raise SubjectFailedError("its client gave no times")
             tally.rounds.append(times[len(times) // 2] / 1000)
 
     def _measure(self, case: Case, count: int, timeout: float) -> tuple[float, list[Answer]]:

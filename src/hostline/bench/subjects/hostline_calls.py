@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 from array import array
@@ -285,9 +284,19 @@ class _AioCalls(Driver):
 
         return self._timed(once, count)
 
+    def hold(self, count: int) -> Callable[[], None]:
+        async def connect() -> list[Any]:
+            return [await self._hostline.aio.connect(self._address) for _ in range(count)]
+
+        async def close(lines: list[Any]) -> None:
+            for line in lines:
+                await line.close()
+
+        held = self._runner.run(connect())
+        return lambda: self._runner.run(close(held))
+
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.grow(0)
+        self.grow(0)
         self._runner.close()
 
 
@@ -324,13 +333,22 @@ SUBJECTS = (
     _blocking("hostline, buffer", "transfer", is_buffer=True),
     _blocking("hostline, async handler", "latency", handler="task"),
     _blocking("hostline, handler in a thread", "latency", handler="thread"),
-    _blocking("hostline, server on uvloop", "latency", "pipelined", "connect", "fanin", "idle", server="uvloop"),
+    _blocking("hostline, server on uvloop", "latency", "pipelined", "connect", server="uvloop"),
     _blocking("hostline over TCP", "latency", "transfer", "pipelined", "connect", "fanin", transport="tcp"),
     _asyncio(
-        "hostline asyncio", "asyncio", "latency", "transfer", "pipelined", "one-way", "connect", "fanin", is_quick=True
+        "hostline asyncio",
+        "asyncio",
+        "latency",
+        "transfer",
+        "pipelined",
+        "one-way",
+        "connect",
+        "fanin",
+        "idle",
+        is_quick=True,
     ),
     _asyncio("hostline uvloop", "uvloop", "latency", "transfer", "pipelined", "one-way", "connect", "fanin"),
     _asyncio("hostline asyncio, batch", "asyncio", "pipelined", is_batch=True),
     _asyncio("hostline uvloop, batch", "uvloop", "pipelined", is_batch=True),
-    _asyncio("hostline asyncio over TCP", "asyncio", "latency", "transfer", "pipelined", "fanin", transport="tcp"),
+    _asyncio("hostline asyncio over TCP", "asyncio", "latency", "transfer", "pipelined", transport="tcp"),
 )

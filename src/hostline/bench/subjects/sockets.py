@@ -316,7 +316,7 @@ SUBJECTS = (
         "sockets", "unix", "latency", "transfer", "one-way", "batched", "connect", "fanin", "kinds", "fds", "idle",
         is_quick=True,
     ),
-    _subject("sockets over TCP", "tcp", "latency", "transfer", "one-way", "batched", "connect", "fanin", is_quick=True),
+    _subject("sockets over TCP", "tcp", "latency", "transfer", "one-way", "batched", "connect", is_quick=True),
     _subject("sockets seqpacket", "seqpacket", "kinds", "one-way", is_quick=True),
     _subject("sockets datagram", "datagram", "kinds", "one-way", is_quick=True),
 )  # fmt: skip
