@@ -27,6 +27,7 @@ __all__ = [
     "ratio_text",
     "run_line",
     "selected",
+    "side_by_side",
 ]
 
 # What one gets at each layer, from the least.
@@ -135,6 +136,24 @@ def selected(results: Results, workloads: Iterable[str], subjects: Iterable[str]
 
 def _is_meant(wanted: str, name: str) -> bool:
     return name.lower() == wanted.lower() or name.lower().startswith(f"{wanted.lower()} ")
+
+
+def side_by_side(cases: Sequence[Case], columns: int) -> list[list[Case]]:
+    """Return cases in groups that share rows: they have mostly the same subjects, and the same kind of figure."""
+    groups: list[list[Case]] = []
+    for case in cases:
+        for group in groups:
+            own, first = ({m.subject for m in each.measurements} for each in (case, group[0]))
+            if (
+                len(group) < columns
+                and kind_of(case) == kind_of(group[0])
+                and len(own & first) > 0.7 * len(own | first)
+            ):
+                group.append(case)
+                break
+        else:
+            groups.append([case])
+    return groups
 
 
 # --- words and numbers -------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from hostline.bench.arranged import (
     panel_name,
     ratio_text,
     run_line,
+    side_by_side,
 )
 from hostline.bench.results import Measurement, Results
 
@@ -271,7 +272,7 @@ def _figure(results: Results, cases: Sequence[Case]) -> Any:
     columns = _COLUMNS
     while columns > 1 and (_WIDTH - left - _PAD + _GAP) / columns - _GAP < _NARROWEST:
         columns -= 1
-    blocks = [_Block.of(found) for found in _beside(cases, columns)]
+    blocks = [_Block.of(found) for found in side_by_side(cases, columns)]
     columns = max(len(block.cases) for block in blocks)
     each = (_WIDTH - left - _PAD + _GAP) / columns - _GAP
     above = [_ABOVE * ((len(cases) > 1) + (block.cases[0].reference is not None)) + 0.06 for block in blocks]
@@ -292,24 +293,6 @@ def _figure(results: Results, cases: Sequence[Case]) -> Any:
                 _names(axes, block, labels)
         top -= _BELOW
     return figure
-
-
-def _beside(cases: Sequence[Case], columns: int) -> list[list[Case]]:
-    """Return cases in groups that share rows: they have mostly the same subjects, and the same kind of figure."""
-    groups: list[list[Case]] = []
-    for case in cases:
-        for group in groups:
-            own, first = ({m.subject for m in each.measurements} for each in (case, group[0]))
-            if (
-                len(group) < columns
-                and kind_of(case) == kind_of(group[0])
-                and len(own & first) > 0.7 * len(own | first)
-            ):
-                group.append(case)
-                break
-        else:
-            groups.append([case])
-    return groups
 
 
 def _label_width(figure: Any, cases: Sequence[Case]) -> float:

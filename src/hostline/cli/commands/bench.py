@@ -6,16 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hostline.cli.exits import CommandError, UsageError
 from hostline.cli.options import Json
 from hostline.cli.terminal import console, escape, is_terminal, plain, print_json
-
-if TYPE_CHECKING:
-    from hostline.bench.results import Results
 
 __all__ = ["EXAMPLES", "bench"]
 
@@ -117,7 +114,7 @@ def bench(
 
 def _measured(
     workloads: list[str] | None, *, quick: bool, only: list[str] | None, rounds: int | None, pin: str | None
-) -> Results:
+) -> Any:
     from hostline.bench.plan import make_plan
     from hostline.bench.run import run
 
@@ -156,7 +153,7 @@ def _progress() -> Iterator[Any]:
         yield show
 
 
-def _read(path: Path) -> Results:
+def _read(path: Path) -> Any:
     from hostline.bench.results import decode_results
 
     try:
@@ -169,7 +166,7 @@ def _read(path: Path) -> Results:
         raise CommandError(f"{path}: not the results of a benchmark: it is nested too deeply") from error
 
 
-def _selected(results: Results, workloads: list[str] | None, only: list[str] | None) -> Results:
+def _selected(results: Any, workloads: list[str] | None, only: list[str] | None) -> Any:
     from hostline.bench.arranged import selected
 
     try:
@@ -193,7 +190,7 @@ def _check_chart(path: Path) -> None:
         raise CommandError(str(error)) from error
 
 
-def _draw(results: Results, path: Path, *, is_told: bool) -> None:
+def _draw(results: Any, path: Path, *, is_told: bool) -> None:
     from hostline.bench.chart import draw
 
     try:
