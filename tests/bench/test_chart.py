@@ -128,6 +128,9 @@ def test_what_cannot_be_drawn_is_told_beforehand(tmp_path: Path, monkeypatch: py
         check(tmp_path / "out.pdf")
     with pytest.raises(ValueError, match="there is no directory"):
         check(tmp_path / "none" / "out.svg")
+    (tmp_path / "taken.svg").mkdir()
+    with pytest.raises(ValueError, match="cannot be written"):
+        check(tmp_path / "taken.svg")
     with pytest.raises(ValueError, match="nothing to draw"):
         draw(msgspec.structs.replace(sample(), measurements=[]), tmp_path / "out.svg")
     with pytest.raises(ValueError, match="no latency of 2 KB"):

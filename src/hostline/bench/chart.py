@@ -73,13 +73,15 @@ def check(path: Path) -> None:
     """See to it that a chart can be written, before hours of measuring.
 
     Raises:
-        ValueError: The name ends neither in .svg nor in .png, or its directory is missing.
+        ValueError: The name ends neither in .svg nor in .png, or no file of that name can be written.
         ModuleNotFoundError: matplotlib is not installed; the text names the extra.
     """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"chart {path.name!r} must end in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise ValueError(f"chart {str(path)!r}: there is no directory {str(path.parent)!r}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"chart {str(path)!r} cannot be written")
     _need_matplotlib()
 
 
