@@ -38,7 +38,7 @@ def test_msgspec_is_the_only_requirement() -> None:
     assert [distribution(text) for text in PROJECT["project"]["dependencies"]] == ["msgspec"]
 
 
-@pytest.mark.parametrize("extra", ["cli", "uvloop", "prometheus", "otel", "test", "peers", "docs", "dev"])
+@pytest.mark.parametrize("extra", ["cli", "uvloop", "prometheus", "otel", "test", "peers", "bench", "docs", "dev"])
 def test_the_extras_have_lower_bounds(extra: str) -> None:
     for requirement in EXTRAS[extra]:
         own = requirement.startswith("hostline[")

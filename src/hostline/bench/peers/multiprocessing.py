@@ -1,7 +1,7 @@
 """multiprocessing.connection: what the standard library offers, with `send_bytes` and `recv_bytes`.
 
-`send` and `recv`, which most people call, pickle on top of that: objects cost more than these figures say, and unpickling runs
-what the other side wrote.
+`send` and `recv`, which most people call, pickle on top of that: objects cost more than these figures say, and
+unpickling runs what the other side wrote.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _answer(connection: Connection[Any, Any]) -> None:
 
 
 def _set_nodelay(connection: Connection[Any, Any]) -> None:
-    # multiprocessing leaves Nagle's algorithm on; messages over 16 KB go out as header and content and would wait for it.
+    # multiprocessing leaves Nagle's algorithm on; over 16 KB header and content go out one by one and wait for it.
     with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -58,8 +58,8 @@ class ConnectionDriver(MessageDriver):
         if is_tcp:
             _set_nodelay(connection)
         self.connection = connection
-        self.send = connection.send_bytes  # type: ignore[method-assign]
-        self.recv = connection.recv_bytes  # type: ignore[method-assign]
+        self.send = connection.send_bytes
+        self.recv = connection.recv_bytes
 
     def connected(self) -> ConnectionDriver:
         """Connect once more."""

@@ -12,7 +12,7 @@ from typing import Any
 from hostline.bench.peers.shared import ECHO, Answers, MessageDriver, message_of
 from hostline.bench.subject import Door, Subject
 
-# `recv` waits in C and does not hear of signals: the server looks up twice a second, which costs nothing while it is busy.
+# `recv` waits in C and does not hear of signals: the server looks up twice a second, which is free while it is busy.
 _LOOK_UP_MS = 500
 # Messages that may wait on each side of PUSH and PULL. nng's default of none stops the sender at every message.
 _BUFFERED = 1000
@@ -27,9 +27,10 @@ def _answer(receiver: Any, sender: Any, door: Door) -> None:
     door.ready()
     while True:
         with contextlib.suppress(pynng.Timeout):
-            answer = answers.to(receiver.recv())
-            if answer is not None:
-                sender.send(answer)
+            while True:
+                answer = answers.to(receiver.recv())
+                if answer is not None:
+                    sender.send(answer)
 
 
 def serve_calls(door: Door) -> None:
@@ -48,31 +49,35 @@ class CallsDriver(MessageDriver):
 
         self.door = door
         self.socket = pynng.Req0(dial=f"ipc://{door.path}", block_on_dial=True, recv_max_size=_MAX_SIZE)
-        self.send = self.socket.send  # type: ignore[method-assign]
-        self.recv = self.socket.recv  # type: ignore[method-assign]
+        self.contexts: list[Any] = []
+        self.send = self.socket.send
+        self.recv = self.socket.recv
 
     def pipelined(self, size: int, count: int, window: int) -> int:
         """Keep `window` requests under way, each in a context of its own: a REQ socket by itself allows one."""
         message, ahead = message_of(ECHO, size), min(window, count)
-        with contextlib.ExitStack() as stack:
-            contexts = [stack.enter_context(self.socket.new_context()) for _ in range(ahead)]
-            begin = perf_counter_ns()
-            for context in contexts:
-                context.send(message)
-            for index in range(count - ahead):
-                context = contexts[index % ahead]
-                context.recv()
-                context.send(message)
-            for index in range(count - ahead, count):
-                contexts[index % ahead].recv()
-            return perf_counter_ns() - begin
+        while len(self.contexts) < ahead:
+            self.contexts.append(self.socket.new_context())
+        contexts = self.contexts[:ahead]
+        begin = perf_counter_ns()
+        for context in contexts:
+            context.send(message)
+        for index in range(count - ahead):
+            context = contexts[index % ahead]
+            context.recv()
+            context.send(message)
+        for index in range(count - ahead, count):
+            contexts[index % ahead].recv()
+        return perf_counter_ns() - begin
 
     def connected(self) -> CallsDriver:
         """Connect once more."""
         return CallsDriver(self.door)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the contexts and the socket."""
+        for context in self.contexts:
+            context.close()
         self.socket.close()
 
 
@@ -104,8 +109,8 @@ class OneWayDriver(MessageDriver):
 
         self.push = pynng.Push0(dial=f"ipc://{door.path}", block_on_dial=True, send_buffer_size=_BUFFERED)
         self.pull = pynng.Pull0(dial=_answers_address(door), block_on_dial=True, recv_max_size=_MAX_SIZE)
-        self.send = self.push.send  # type: ignore[method-assign]
-        self.recv = self.pull.recv  # type: ignore[method-assign]
+        self.send = self.push.send
+        self.recv = self.pull.recv
 
     def close(self) -> None:
         """Close both sockets."""
@@ -123,7 +128,6 @@ SUBJECTS = (
         serve=serve_calls,
         drive=CallsDriver,
         needs=("pynng",),
-        is_quick=True,
     ),
     Subject(
         name="pynng PUSH/PULL",
@@ -134,6 +138,5 @@ SUBJECTS = (
         serve=serve_one_way,
         drive=OneWayDriver,
         needs=("pynng",),
-        is_quick=True,
     ),
 )

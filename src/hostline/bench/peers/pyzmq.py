@@ -5,6 +5,7 @@ Each context has its own I/O thread, which is ZeroMQ's way: a message crosses fr
 
 from __future__ import annotations
 
+import contextlib
 from time import perf_counter_ns
 from typing import Any
 
@@ -24,6 +25,9 @@ from hostline.bench.subject import Door, Subject
 # One context for each process, as the guide recommends, with room for a thousand sockets and more.
 _MAX_SOCKETS = 4096
 _context: Any = None
+# libzmq goes on waiting if SIGTERM comes while it looks after connections: servers look up twice a second, which is
+# free while they are busy.
+_LOOK_UP_MS = 500
 
 
 def _zmq_context() -> Any:
@@ -63,11 +67,13 @@ def serve_calls(door: Door) -> None:
 
     answers = Answers()
     with zmq.Context() as context, context.socket(zmq.REP) as server:
-        server.linger = 0
+        server.linger, server.rcvtimeo = 0, _LOOK_UP_MS
         door.ready(_bind(server, door))
         while True:
-            # Always an answer: REP has to send one before it receives again.
-            server.send(answers.to(server.recv()) or b"")
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    # Always an answer: REP has to send one before it receives again.
+                    server.send(answers.to(server.recv()) or b"")
 
 
 class CallsDriver(MessageDriver):
@@ -78,6 +84,7 @@ class CallsDriver(MessageDriver):
 
         self.door = door
         self.socket = _connected(zmq.REQ, door)
+        self.dealer: Any = None
 
     def exchange(self, message: bytes) -> bytes:
         """Send a request and wait for the reply."""
@@ -89,27 +96,28 @@ class CallsDriver(MessageDriver):
         """Keep `window` requests under way on a DEALER socket: REQ allows one."""
         import zmq
 
-        message, ahead = [b"", message_of(ECHO, size)], min(window, count)
-        with _connected(zmq.DEALER, self.door) as dealer:
+        if self.dealer is None:
+            self.dealer = _connected(zmq.DEALER, self.door)
+        dealer, message, ahead = self.dealer, [b"", message_of(ECHO, size)], min(window, count)
+        begin = perf_counter_ns()
+        for _ in range(ahead):
             dealer.send_multipart(message)
-            dealer.recv_multipart()  # the connection stands
-            begin = perf_counter_ns()
-            for _ in range(ahead):
-                dealer.send_multipart(message)
-            for _ in range(count - ahead):
-                dealer.recv_multipart()
-                dealer.send_multipart(message)
-            for _ in range(ahead):
-                dealer.recv_multipart()
-            return perf_counter_ns() - begin
+        for _ in range(count - ahead):
+            dealer.recv_multipart()
+            dealer.send_multipart(message)
+        for _ in range(ahead):
+            dealer.recv_multipart()
+        return perf_counter_ns() - begin
 
     def connected(self) -> CallsDriver:
         """Connect once more, in the same context."""
         return CallsDriver(self.door)
 
     def close(self) -> None:
-        """Close the socket; the context goes with the process."""
+        """Close the sockets; the context goes with the process."""
         self.socket.close()
+        if self.dealer is not None:
+            self.dealer.close()
 
 
 # --- one way -------------------------------------------------------------------------------------------
@@ -121,14 +129,16 @@ def serve_one_way(door: Door) -> None:
 
     answers = Answers()
     with zmq.Context() as context, context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
-        push.linger = 0
+        push.linger, pull.rcvtimeo = 0, _LOOK_UP_MS
         push.bind(_answers_address(door))
         door.ready(_bind(pull, door))
         while True:
-            for message in pull.recv_multipart():  # a batch is one message of many parts
-                answer = answers.to(message)
-                if answer is not None:
-                    push.send(answer)
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    for message in pull.recv_multipart():  # a batch is one message of many parts
+                        answer = answers.to(message)
+                        if answer is not None:
+                            push.send(answer)
 
 
 def _answers_address(door: Door) -> str:
@@ -136,7 +146,7 @@ def _answers_address(door: Door) -> str:
 
 
 class OneWayDriver(MessageDriver):
-    """A PUSH socket, with ZeroMQ's own bound of 1,000 messages before `send` blocks, and a PULL socket for the answers."""
+    """A PUSH socket, on which `send` blocks at ZeroMQ's own bound of 1,000 messages, and a PULL socket for answers."""
 
     def __init__(self, door: Door) -> None:
         import zmq
@@ -144,8 +154,8 @@ class OneWayDriver(MessageDriver):
         self.push = _connected(zmq.PUSH, door)
         self.pull = _zmq_context().socket(zmq.PULL)
         self.pull.connect(_answers_address(door))
-        self.send = self.push.send  # type: ignore[method-assign]
-        self.recv = self.pull.recv  # type: ignore[method-assign]
+        self.send = self.push.send
+        self.recv = self.pull.recv
 
     def one_way(self, size: int, count: int, is_batched: bool) -> int:
         """Push messages, each alone or as the parts of larger ones."""

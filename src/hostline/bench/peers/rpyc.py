@@ -18,7 +18,7 @@ Value = tuple[int, str, str]
 
 
 def _set_up() -> None:
-    """Switch compression off, which RPyC applies above 3 KB: it serves slow networks and costs milliseconds for a megabyte."""
+    """Switch off the compression that RPyC applies above 3 KB: made for slow networks, it costs milliseconds here."""
     from rpyc.core.channel import Channel
 
     Channel.COMPRESSION_THRESHOLD = 1 << 40
@@ -49,8 +49,6 @@ def serve(door: Door) -> None:
 
 class ConnectionDriver(CallDriver):
     """A connection; its methods are looked up once, as each lookup is a call of its own."""
-
-    overhead = 24
 
     def __init__(self, door: Door) -> None:
         import rpyc
@@ -113,6 +111,5 @@ SUBJECTS = (
         serve=serve,
         drive=ConnectionDriver,
         needs=("rpyc",),
-        is_quick=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""What the peers' modules share: the four kinds of message, the answers to them, and drivers that need only a send and a receive.
+"""What the peers' modules share: four kinds of message, the answers to them, and drivers made of a send and a receive.
 
 A message's first byte says what is wanted, so that one server does every workload; it is part of the message's size.
 """
@@ -32,7 +32,12 @@ __all__ = [
 
 SUBJECTS: tuple[Subject, ...] = ()  # none here: the plan looks into every module
 
-ECHO, TAKE, COUNT, TOTAL = b"E", b"T", b"O", b"C"  # send it back; say how long it was; count it; say how many there were
+ECHO, TAKE, COUNT, TOTAL = (
+    b"E",
+    b"T",
+    b"O",
+    b"C",
+)  # send it back; say how long it was; count it; say how many there were
 _ECHO, _TAKE, _COUNT = ECHO[0], TAKE[0], COUNT[0]
 _NUMBER = struct.Struct("!Q")
 
@@ -92,13 +97,8 @@ def require(actual: object, expected: object, what: str) -> None:
 class MessageDriver(Driver):
     """Drive a connection that carries messages: a subclass gives `send` and `recv`, or `exchange`, and `close`."""
 
-    def send(self, message: bytes) -> None:
-        """Send one message."""
-        raise NotImplementedError
-
-    def recv(self) -> bytes:
-        """Receive one message."""
-        raise NotImplementedError
+    send: Callable[[bytes], object]
+    recv: Callable[[], bytes]
 
     def exchange(self, message: bytes) -> bytes:
         """Send a message and wait for the answer."""
@@ -169,8 +169,11 @@ class MessageDriver(Driver):
 class CallDriver(Driver):
     """Drive typed calls: a subclass gives `value`, `text_of`, `call_echo`, `call_take` and `close`."""
 
-    # What the encoding, the id and the name take beside the text.
-    overhead: ClassVar[int] = 16
+    # Bytes that the encoding, the id and the name take beside the text.
+    overhead: ClassVar[int] = 26
+    # Calls the method that returns its argument, and the one that returns the length of the text in it.
+    call_echo: Callable[[Any], Any]
+    call_take: Callable[[Any], int]
 
     def value(self, text: str) -> Any:
         """Return what one call sends."""
@@ -178,14 +181,6 @@ class CallDriver(Driver):
 
     def text_of(self, value: Any) -> str:
         """Return the text in a value."""
-        raise NotImplementedError
-
-    def call_echo(self, value: Any) -> Any:
-        """Call the method that returns its argument."""
-        raise NotImplementedError
-
-    def call_take(self, value: Any) -> int:
-        """Call the method that returns the length of the text in its argument."""
         raise NotImplementedError
 
     def sized(self, size: int) -> tuple[Any, int]:

@@ -1,9 +1,10 @@
-"""asyncio's streams and uvloop's: frames with a length before each, the way most asyncio services are written by hand."""
+"""asyncio's streams and uvloop's: frames with their length before them, as asyncio services are written by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import struct
 from array import array
 from collections.abc import Callable
@@ -28,10 +29,10 @@ from hostline.bench.subject import Door, Driver, Subject
 
 WORKLOADS = frozenset({"latency", "transfer", "pipelined", "one-way", "batched", "connect", "fanin"})
 _LENGTH = struct.Struct("!I")
-# Bytes that a reader holds before it stops reading from the socket. The default of 64 KB would stop and go sixteen times
-# for a megabyte.
+# Bytes that a reader holds before it stops reading from the socket. The default of 64 KB would stop and go sixteen
+# times for a megabyte.
 LIMIT = 1 << 20
-# Above this the length goes out alone, because copying the content behind it costs more than a second call of the kernel.
+# Above this the length goes out alone: copying the content behind it costs more than a second call of the kernel.
 JOIN_SIZE = 1 << 16
 BACKLOG = 1024
 
@@ -49,6 +50,12 @@ def _write(writer: asyncio.StreamWriter, message: bytes) -> None:
     else:
         writer.write(_LENGTH.pack(len(message)))
         writer.write(message)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,10 +84,13 @@ async def _serve(door: Door) -> None:
 class StreamsDriver(Driver):
     """A stream reader and writer, driven from a blocking caller; the loop runs for a whole method."""
 
+    can_grow = True
+
     def __init__(self, door: Door, loop_factory: LoopFactory | None) -> None:
         self.door = door
         self.loop = SharedLoop(loop_factory)
-        self.reader, self.writer = self.loop.run(self._connect())
+        self.reader, self.writer = first = self.loop.run(self._connect())
+        self.connections = [first]  # `latency` uses them in turn, everything else the first
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.door.transport == "tcp":
@@ -99,9 +109,26 @@ class StreamsDriver(Driver):
 
     def latency(self, size: int, count: int) -> array[int]:
         """Exchange messages, one after the other."""
-        message = message_of(ECHO, size)
-        times: array[int] = self.loop.run(times_of(lambda: self._exchange(message), count))
+        message, turns = message_of(ECHO, size), itertools.cycle(self.connections)
+
+        async def operation() -> None:
+            reader, writer = next(turns)
+            _write(writer, message)
+            await writer.drain()
+            await _recv(reader)
+
+        times: array[int] = self.loop.run(times_of(operation, count))
         return times
+
+    def grow(self, clients: int) -> None:
+        """Open or close connections until there are `clients`."""
+        self.loop.run(self._grow(clients))
+
+    async def _grow(self, clients: int) -> None:
+        while len(self.connections) > clients:
+            await _close(self.connections.pop()[1])
+        while len(self.connections) < clients:
+            self.connections.append(await self._connect())
 
     def transfer(self, size: int, count: int) -> array[int]:
         """Send large messages, each acknowledged by its length."""
@@ -157,21 +184,15 @@ class StreamsDriver(Driver):
             reader, writer = await self._connect()
             _write(writer, message)
             await _recv(reader)
-            writer.close()
-            await writer.wait_closed()
+            await _close(writer)
 
         times: array[int] = self.loop.run(times_of(operation, count))
         return times
 
     def close(self) -> None:
-        """Close the connection, and the loop with the last one."""
-        self.loop.run(self._close())
+        """Close the connections, and the loop with the last driver."""
+        self.loop.run(self._grow(0))
         self.loop.close()
-
-    async def _close(self) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
 
 
 def _asyncio_loop() -> LoopFactory:
@@ -202,7 +223,7 @@ def _subject(library: str, transport: str, loop_factory: Callable[[], LoopFactor
         serve=serve,
         drive=drive,
         needs=("uvloop",) if library == "uvloop" else (),
-        is_quick=transport == "unix",
+        is_quick=library == "asyncio" and transport == "unix",
     )
 
 
