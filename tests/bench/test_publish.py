@@ -50,13 +50,17 @@ def test_page_and_charts_come_from_one_file(publish: ModuleType, tmp_path: Path)
     assert "hostline TCP" not in front
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no run has been kept yet")
+@pytest.mark.skipif(not RESULTS.exists(), reason="make bench has not been run: the page and README have no figures")
 def test_the_page_shows_the_run_that_is_kept(publish: ModuleType) -> None:
     made = publish.as_markdown(decode_results(RESULTS.read_bytes()), lambda workload: f"charts/{workload}.svg")
     shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert shown.strip() == made.strip()
     for chart in re.findall(r"\((charts/[^)]+)\)", shown):
         assert (PAGE.parent / chart).exists()
+    readme = (TREE / "README.md").read_text(encoding="utf-8")
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme):
+        assert (TREE / picture).exists()
+    assert not decode_results(RESULTS.read_bytes()).is_quick
 
 
 def test_readmes_chart_names_subjects_that_there_are(publish: ModuleType) -> None:
