@@ -72,6 +72,13 @@ def test_subjects_stand_by_layer_and_the_fastest_first() -> None:
     assert places == sorted(places)
 
 
+def test_workloads_stand_in_one_order_however_they_were_measured() -> None:
+    results = sample()
+    expected = [(case.workload, case.name) for case in arrange(results)]
+    results.measurements.sort(key=lambda m: m.workload)
+    assert [(case.workload, case.name) for case in arrange(results)] == expected
+
+
 def test_rates_are_ordered_from_the_highest_where_there_is_no_reference() -> None:
     case = next(c for c in arrange(sample()) if c.workload == "fanin")
     for _, found in case.layers:

@@ -80,7 +80,7 @@ class Case:
 
 
 def arrange(results: Results) -> list[Case]:
-    """Return the cases of a run in the order in which they first appear."""
+    """Return the cases of a run: workloads as TITLES has them, the cases of each in the order in which they appear."""
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for measurement in results.measurements:
         groups.setdefault((measurement.workload, measurement.case), []).append(measurement)
@@ -92,8 +92,13 @@ def arrange(results: Results) -> list[Case]:
             next((m.reference for m in found if m.reference is not None), None),
             tuple(ordered(found)),
         )
-        for (workload, name), found in groups.items()
+        for (workload, name), found in sorted(groups.items(), key=lambda group: _place(group[0][0]))
     ]
+
+
+def _place(workload: str) -> int:
+    known = list(TITLES)
+    return known.index(workload) if workload in known else len(known)
 
 
 def ordered(measurements: Iterable[Measurement]) -> list[Measurement]:

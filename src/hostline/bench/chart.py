@@ -101,7 +101,7 @@ def draw(results: Results, path: Path) -> list[Path]:
         OSError: A file cannot be written.
     """
     check(path)
-    workloads = list(dict.fromkeys(m.workload for m in results.measurements))
+    workloads = list(dict.fromkeys(case.workload for case in arrange(results)))
     if not workloads:
         raise ValueError("there is nothing to draw: the results have no measurements")
     written = []

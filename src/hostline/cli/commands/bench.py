@@ -241,7 +241,7 @@ def _list(*, is_json: bool) -> None:
     out.print(table)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("Subject (--only)", "Layer", "Over", "Style", "Quick", ""):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading.startswith("Subject"))
     for subject, missing in sorted(entries, key=lambda entry: ["raw", "framed", "typed"].index(entry[0].layer)):
         quick = "yes" if subject.is_quick else ""
         table.add_row(subject.name, subject.layer, subject.transport, subject.style, quick, plain(missing or ""))
