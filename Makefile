@@ -3,6 +3,7 @@
 #   PYTHON=...       the interpreter to build with (default: the first that tools/find-python finds)
 #   VENV=...         where the environment goes (default: .venv)
 #   FULL=1 ROWS=...  make scorecard: at full size; only these rows: make scorecard ROWS="R5 R9"
+#   QUICK=1          make bench: a coarse answer in half a minute, which leaves the documentation alone
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
 #   HOSTLINE_BUILD_EXT=yes|no|auto   the compiled core (see CONTRIBUTING.md); HOSTLINE_PURE_PYTHON=1 runs without it
 #   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
@@ -61,8 +62,16 @@ conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline 
 	@$(VENV)/bin/hostline conformance
 
 .PHONY: bench
-bench: $(VENV)/.has-cli ## ping-pong: C, Python sockets, a typed call
-	@$(py) benchmarks/pingpong.py
+bench: $(VENV)/.has-cli $(VENV)/.has-bench ## hostline beside C, Go and its peers, and the page and charts of the run; QUICK=1
+ifdef QUICK
+	@mkdir -p benchmarks/out
+	@$(VENV)/bin/hostline bench --quick --chart benchmarks/out/quick.svg
+else
+	@$(VENV)/bin/hostline bench --json > benchmarks/results.json.new
+	@mv benchmarks/results.json.new benchmarks/results.json
+	@$(VENV)/bin/hostline bench --from benchmarks/results.json
+	@$(py) benchmarks/publish.py
+endif
 
 .PHONY: scorecard
 scorecard: $(VENV)/.has-test ## what hostline promises, measured row by row; FULL=1 takes hours

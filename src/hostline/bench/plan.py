@@ -66,6 +66,12 @@ class Case:
     fds: int = 0
     held: int = 0
 
+    def suits(self, subject: Subject) -> bool:
+        """Tell whether a subject can do it."""
+        if self.drivers > 1 and "fanin" not in self.abilities and "solo" in subject.workloads:
+            return False
+        return self.abilities <= subject.workloads
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -127,7 +133,7 @@ class Plan:
 
     def entries_of(self, case: Case) -> list[Entry]:
         """Return the subjects of one case."""
-        return [entry for entry in self.entries if case.abilities <= entry.subject.workloads]
+        return [entry for entry in self.entries if case.suits(entry.subject)]
 
 
 def find_entries(packages: Iterable[str] = PACKAGES) -> list[Entry]:
@@ -280,7 +286,7 @@ def make_plan(
         for case in _MAKERS[name]()
         if not (is_quick and (name, case.name) in SLOW)
     )
-    wanted = [entry for entry in chosen if any(case.abilities <= entry.subject.workloads for case in cases)]
+    wanted = [entry for entry in chosen if any(case.suits(entry.subject) for case in cases)]
     missing = {entry.subject.name: reason for entry in wanted if (reason := entry.missing()) is not None}
     return Plan(
         cases=cases,

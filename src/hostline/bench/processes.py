@@ -13,8 +13,10 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from hostline.bench.program import cpu_seconds
 from hostline.bench.subject import Subject
 from hostline.clock import Deadline
 
-__all__ = ["Answer", "Process", "SubjectFailedError", "cpu_seconds", "peak_memory", "resident_memory"]
+__all__ = ["Answer", "Process", "SubjectFailedError", "cpu_seconds", "peak_memory", "resident_memory", "signals_held"]
 
 # Seconds that a process gets to go by itself after SIGTERM or the end of its standard input.
 GRACE = 2.0
@@ -179,6 +181,31 @@ class Process:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until a new process is where somebody will end it.
+
+    By handlers, because a mask would be the new process's too, and would not stop a signal that another thread takes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_raise_signals, came)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if before is not None:
+                stack.callback(signal.signal, number, before)
+                signal.signal(number, lambda caught, _frame: came.append(caught))
+        yield
+
+
+def _raise_signals(numbers: list[int]) -> None:
+    for number in numbers:
+        signal.raise_signal(number)
 
 
 def _has_exited(pid: int) -> bool:

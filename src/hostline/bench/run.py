@@ -101,7 +101,7 @@ class _Runner:
         base.mkdir(mode=0o700)
         try:
             for entry in self._entries:
-                if any(case.abilities <= entry.subject.workloads for case in cases):
+                if any(case.suits(entry.subject) for case in cases):
                     teams.append(Team(entry, base / str(len(teams)), tools, workload, self._plan.pin))
             self._say(f"{workload}: starting {len(teams)} servers and their clients")
             timeout = self._plan.timeout
@@ -130,7 +130,7 @@ class _Runner:
                 self.skipped.append(Skipped(team.name, f"{where}: {error}"))
 
     def _run_case(self, case: Case, teams: list[Team]) -> None:
-        chosen = [team for team in teams if case.abilities <= team.entry.subject.workloads]
+        chosen = [team for team in teams if case.suits(team.entry.subject)]
         planned, done = len(self._plan.entries_of(case)) * (self._plan.rounds + 1), self._done
         where = f"{case.workload}, {case.name}"
         timeout = self._plan.timeout

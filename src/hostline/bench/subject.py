@@ -38,6 +38,7 @@ ABILITIES = {
     "kinds": "latency",  # and one_way, where it has "one-way": stream against seqpacket against datagram
     "fds": "pass_fds",
     "idle": "latency",  # 10,000 connections stand, held by `hold`
+    "solo": "latency",  # no ability: except for "fanin", its server attends to one connection at a time
 }
 LAYERS = ("raw", "framed", "typed")
 TRANSPORTS = ("unix", "seqpacket", "datagram", "tcp", "shm")

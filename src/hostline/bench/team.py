@@ -15,6 +15,7 @@ from hostline.bench.processes import (
     forget_peak,
     peak_memory,
     resident_memory,
+    signals_held,
 )  # fmt: skip
 
 __all__ = ["Tally", "Team"]
@@ -76,12 +77,17 @@ class Team:
 
     def start_server(self) -> None:
         """Start the server without waiting for it."""
-        self._server = self._start("serve")
+        with signals_held():
+            self._server = self._start("serve")
 
     def start_client(self, timeout: float) -> None:
         """Wait until the server listens, and start the client without waiting for it."""
         self._door["port"] = self.server.answer(timeout).facts["port"]
-        self._clients.append(self._start("drive"))
+        self._start_client()
+
+    def _start_client(self) -> None:
+        with signals_held():
+            self._clients.append(self._start("drive"))
 
     def check(self, timeout: float) -> None:
         """Wait until the client is connected, and let it compare what comes back with what it sent."""
@@ -114,7 +120,7 @@ class Team:
             first.ask({"do": "hold", "count": case.held}, timeout)
             self._held_kib = max(resident_memory(self.server.pids) - before, 0) / case.held
         while len(self._clients) < case.drivers:
-            self._clients.append(self._start("drive"))
+            self._start_client()
             self._clients[-1].answer(timeout)
         if case.drivers > 1:
             for client in self._clients:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hostline.cli.commands import call, conformance, demo, describe, diff, echo, path, serve, stubs
+from hostline.cli.commands import bench, call, conformance, demo, describe, diff, echo, path, serve, stubs
 from hostline.cli.commands import cat as cat_command
 from hostline.cli.commands import run as run_command
 from hostline.cli.exits import ExitCode, report_output, reported
@@ -111,6 +111,7 @@ _add(
 _add("path", path.path, path.EXAMPLES)
 _add("demo", demo.demo, demo.EXAMPLES)
 _add("conformance", conformance.conformance, conformance.EXAMPLES)
+_add("bench", bench.bench, bench.EXAMPLES)
 
 
 def run() -> None:

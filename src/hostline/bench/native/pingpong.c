@@ -341,6 +341,17 @@ static void drive(void) {
             confirmed(socks[0], b);
             start = now() - start;
             reply(&start, sizeof start);
+        } else if (!strcmp(action, "pipelined")) {
+            uint64_t start = now(), window = c && c * a <= WRITE ? c : 1;
+            begin('E', a, b);
+            for (uint64_t left = b; left;) {
+                uint64_t here = left < window ? left : window;
+                send_all(socks[0], sent, here * a);
+                if (!recv_all(socks[0], buffer, here * a)) fail_with("the server is gone");
+                left -= here;
+            }
+            start = now() - start;
+            reply(&start, sizeof start);
         } else fail_with("unknown command");
     }
 }

@@ -109,6 +109,9 @@ class _Program(Driver):
     def one_way(self, size: int, count: int, is_batched: bool) -> int:
         return int.from_bytes(self._ask(f"one_way {size} {count} {int(is_batched)}"), "little")
 
+    def pipelined(self, size: int, count: int, window: int) -> int:
+        return int.from_bytes(self._ask(f"pipelined {size} {count} {window}"), "little")
+
     def reconnect(self, count: int) -> array[int]:
         return array("Q", self._ask(f"reconnect {count}"))
 
@@ -133,8 +136,8 @@ def _subject(name: str, transport: str, *workloads: str, is_quick: bool = False)
 
 SUBJECTS = (
     _subject(
-        "C", "unix", "latency", "transfer", "one-way", "batched", "connect", "fanin", "kinds", "fds", "idle",
-        is_quick=True,
+        "C", "unix", "latency", "transfer", "pipelined", "one-way", "batched", "connect", "fanin", "kinds", "fds",
+        "idle", "solo", is_quick=True,
     ),
     _subject("C over TCP", "tcp", "latency", "transfer", "one-way", "batched", "connect", "fanin", is_quick=True),
     _subject("C seqpacket", "seqpacket", "kinds", "one-way", "batched", is_quick=True),

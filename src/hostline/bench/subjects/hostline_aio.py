@@ -64,13 +64,13 @@ def _channel(channel: Any) -> AioLink:
 
 
 def _serve(door: Door, style: str, is_channel: bool) -> None:
-    import hostline
+    from hostline import aio, errors
 
     make = _channel if is_channel else _stream
-    listen: Callable[..., Any] = hostline.aio.listen_channel if is_channel else hostline.aio.listen
+    listen: Callable[..., Any] = aio.listen_channel if is_channel else aio.listen
 
     async def attend(connection: Any) -> None:
-        with contextlib.suppress(hostline.SocketError, hostline.EndOfStream), contextlib.closing(connection):
+        with contextlib.suppress(errors.SocketError, errors.EndOfStream), contextlib.closing(connection):
             link = make(connection)
             if not is_plain_echo(door):
                 await answer_aio(link)
@@ -94,12 +94,12 @@ def _serve(door: Door, style: str, is_channel: bool) -> None:
 
 
 def _drive(door: Door, style: str, is_channel: bool) -> Driver:
-    import hostline
+    from hostline import aio
 
     async def connect() -> AioLink:
         if is_channel:
-            return _channel(await hostline.aio.connect_channel(door.path))
-        return _stream(await hostline.aio.connect_socket(door.path))
+            return _channel(await aio.connect_channel(door.path))
+        return _stream(await aio.connect_socket(door.path))
 
     return AioLinkDriver(connect, loop_factory(style), is_plain_echo(door))
 

@@ -52,9 +52,11 @@ def _confirm(got: int, expected: int, of_what: str) -> None:
 
 def _service(handler: str) -> Any:
     """Return the service; `handler` says how `echo` runs: "inline" on the loop, as a "task", or in a "thread"."""
-    import hostline
+    from hostline.aio.serving.service import Service
+    from hostline.unix.passing.descriptors import Fd
+    from hostline.unix.passing.memory import Buffer
 
-    service = hostline.Service("bench")
+    service = Service("bench")
 
     def echo(value: Ping) -> Ping:
         return value
@@ -79,9 +81,9 @@ def _service(handler: str) -> Any:
             fd.close()
         return len(fds)
 
-    # Annotations are looked up in the module's globals, where hostline is not.
-    take_buffer.__annotations__["data"] = hostline.Buffer
-    close_fds.__annotations__["fds"] = list[hostline.Fd]
+    # Annotations are looked up in the module's globals, where these are not.
+    take_buffer.__annotations__["data"] = Buffer
+    close_fds.__annotations__["fds"] = list[Fd]
     service.method(inline=True)(take_buffer)
     service.method(inline=True)(close_fds)
 
@@ -111,10 +113,10 @@ def _serve(door: Door, style: str, handler: str) -> None:
 
 class _Calls(Driver):
     def __init__(self, door: Door, is_buffer: bool = False) -> None:
-        import hostline
+        from hostline import sync
 
-        self._connect = functools.partial(hostline.connect, _address(door))
-        self._line: hostline.Line = self._connect()
+        self._connect = functools.partial(sync.connect, _address(door))
+        self._line: sync.Line = self._connect()
         self._is_buffer = is_buffer
 
     def echo(self, data: bytes) -> bytes:
@@ -126,13 +128,11 @@ class _Calls(Driver):
         return timed(lambda: call("echo", value, returns=Ping), count)
 
     def transfer(self, size: int, count: int) -> array[int]:
-        import hostline
+        from hostline.unix.passing.memory import Buffer
 
         call, data = self._line.call, b"x" * size
         if self._is_buffer:
-            return timed(
-                lambda: _confirm(call("take_buffer", hostline.Buffer(data), returns=int), size, "bytes"), count
-            )
+            return timed(lambda: _confirm(call("take_buffer", Buffer(data), returns=int), size, "bytes"), count)
         return timed(lambda: _confirm(call("take", data, returns=int), size, "bytes"), count)
 
     def pipelined(self, size: int, count: int, window: int) -> int:
@@ -162,11 +162,11 @@ class _Calls(Driver):
         return timed(once, count)
 
     def pass_fds(self, fds: int, count: int) -> array[int]:
-        import hostline
+        from hostline.unix.passing.descriptors import Fd
 
         call, file = self._line.call, file_to_pass()
         try:
-            fd = hostline.Fd(file)
+            fd = Fd(file)
             return timed(lambda: _confirm(call("close_fds", [fd] * fds, returns=int), fds, "descriptors"), count)
         finally:
             os.close(file)
@@ -191,13 +191,13 @@ class _AioCalls(Driver):
     can_grow = True
 
     def __init__(self, door: Door, style: str, is_batch: bool = False) -> None:
-        import hostline
+        from hostline import aio
 
-        self._hostline = hostline
+        self._connect = aio.connect
         self._address = _address(door)
         self._is_batch = is_batch
         self._runner = asyncio.Runner(loop_factory=loop_factory(style))
-        self._lines: list[hostline.aio.Line] = []
+        self._lines: list[aio.Line] = []
         self.grow(1)
 
     def _run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -211,7 +211,7 @@ class _AioCalls(Driver):
             while len(self._lines) > clients:
                 await self._lines.pop().close()
             while len(self._lines) < clients:
-                self._lines.append(await self._hostline.aio.connect(self._address))
+                self._lines.append(await self._connect(self._address))
 
         self._runner.run(change())
 
@@ -279,14 +279,14 @@ class _AioCalls(Driver):
         value = ping(64)
 
         async def once(_line: Any) -> None:
-            async with self._hostline.aio.connect(self._address) as line:
+            async with self._connect(self._address) as line:
                 await line.call("echo", value, returns=Ping)
 
         return self._timed(once, count)
 
     def hold(self, count: int) -> Callable[[], None]:
         async def connect() -> list[Any]:
-            return [await self._hostline.aio.connect(self._address) for _ in range(count)]
+            return [await self._connect(self._address) for _ in range(count)]
 
         async def close(lines: list[Any]) -> None:
             for line in lines:

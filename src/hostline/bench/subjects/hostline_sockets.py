@@ -91,23 +91,23 @@ def _link(connection: Any, transport: str, is_channel: bool) -> Link:
 
 
 def _serve(door: Door, is_channel: bool) -> None:
-    import hostline
+    from hostline import errors, sync
 
     kind: Any = TYPES[door.transport]
     if kind == "datagram":
         _serve_datagrams(door)
-    listen: Callable[..., Any] = hostline.listen_channel if is_channel else hostline.listen
+    listen: Callable[..., Any] = sync.listen_channel if is_channel else sync.listen
     with listen(door.path, kind, max_fds=MAX_FDS) as listener:
         door.ready()
         for connection in listener:
-            with connection, contextlib.suppress(hostline.SocketError, hostline.EndOfStream):
+            with connection, contextlib.suppress(errors.SocketError, errors.EndOfStream):
                 answer(_link(connection, door.transport, is_channel))
 
 
 def _serve_datagrams(door: Door) -> None:
-    import hostline
+    from hostline import sync
 
-    with hostline.listen(door.path, "datagram") as sock:
+    with sync.listen(door.path, "datagram") as sock:
         door.ready()
         while True:
             header, sender, *_ = sock.recv_from()
@@ -126,15 +126,15 @@ def _serve_datagrams(door: Door) -> None:
 
 
 def _connect(door: Door, is_channel: bool) -> Link:
-    import hostline
+    from hostline import sync
 
     kind: Any = TYPES[door.transport]
     if is_channel:
-        return _link(hostline.connect_channel(door.path, kind, max_fds=MAX_FDS), door.transport, True)
+        return _link(sync.connect_channel(door.path, kind, max_fds=MAX_FDS), door.transport, True)
     if kind != "datagram":
-        return _link(hostline.connect_socket(door.path, kind, max_fds=MAX_FDS), door.transport, False)
+        return _link(sync.connect_socket(door.path, kind, max_fds=MAX_FDS), door.transport, False)
     # The answers need an address of our own, so this socket is bound and says each time where to.
-    sock = hostline.listen(f"{door.path}.client", "datagram")
+    sock = sync.listen(f"{door.path}.client", "datagram")
     return Link(
         lambda data: sock.send(data, door.path),
         lambda _size: sock.recv(),

@@ -274,6 +274,16 @@ class _Sockets(Driver):
         check_number(_recv_exactly(sock, NUMBER.size), count, "messages")
         return perf_counter_ns() - begin
 
+    def pipelined(self, size: int, count: int, window: int) -> int:
+        sock = self._socks[0]
+        begin = perf_counter_ns()
+        sock.sendall(pack_header(ECHO, size, count))
+        for start in range(0, count, window):
+            at_once = min(window, count - start) * size
+            sock.sendall(padding(at_once))
+            _recv_exactly(sock, at_once)
+        return perf_counter_ns() - begin
+
     def reconnect(self, count: int) -> array[int]:
         self.close()
         data = padding(64)
@@ -313,8 +323,8 @@ def _subject(name: str, transport: str, *workloads: str, is_quick: bool = False)
 
 SUBJECTS = (
     _subject(
-        "sockets", "unix", "latency", "transfer", "one-way", "batched", "connect", "fanin", "kinds", "fds", "idle",
-        is_quick=True,
+        "sockets", "unix", "latency", "transfer", "pipelined", "one-way", "batched", "connect", "fanin", "kinds", "fds",
+        "idle", "solo", is_quick=True,
     ),
     _subject("sockets over TCP", "tcp", "latency", "transfer", "one-way", "batched", "connect", is_quick=True),
     _subject("sockets seqpacket", "seqpacket", "kinds", "one-way", is_quick=True),
