@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,7 @@ from hostline.bench.results import Results, decode_results, encode_results
 from hostline.bench.run import run
 from hostline.bench.team import Team
 from tests.bench import stand_ins
+from tests.leaks import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,6 +127,55 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(started: list[int], tm
     with pytest.raises(KeyboardInterrupt):
         run(tiny(make_plan(["latency"], True, entries=stand_in("good"), subjects=["good"])), interrupt)
     assert set(Path("/tmp").glob("hlb*")) <= before
+
+
+def test_ctrl_c_while_a_process_starts_leaves_none(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def interrupted(*args: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        process = start(*args, **keywords)
+        signal.raise_signal(signal.SIGINT)  # before anybody has the process to close it
+        return process
+
+    handler = signal.getsignal(signal.SIGINT)
+    plan = tiny(make_plan(["latency"], True, entries=stand_in("good"), subjects=["good"]))
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(Popen=interrupted, PIPE=subprocess.PIPE))
+    with pytest.raises(KeyboardInterrupt):
+        run(plan)
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+RUN_THAT_HANGS = """
+import sys
+from dataclasses import replace
+from hostline.bench.plan import make_plan
+from hostline.bench.run import run
+from tests.bench.test_run import stand_in
+plan = replace(make_plan(["latency"], True, ["hangs"], entries=stand_in("hangs")), timeout=4)
+run(plan, lambda text, done, total: print(text, flush=True))
+"""
+
+
+def test_a_killed_run_leaves_no_process_for_long(sock_dir: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(sock_dir)}
+
+    def of_the_run() -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdecimal() and str(sock_dir).encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    command = [sys.executable, "-c", RUN_THAT_HANGS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if b"warms up" in line:
+                break
+        assert len(of_the_run()) == 3
+        process.kill()
+    wait_until(lambda: not of_the_run(), 30)
 
 
 def test_progress_counts_up_to_its_end() -> None:

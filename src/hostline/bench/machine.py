@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def machine_facts() -> dict[str, str]:
         "c compiler": _first_line("cc", "--version"),
         "go": _first_line("go", "version").removeprefix("go version "),
     }
+    # Not imported here: whoever shows this has the package itself, and bench stands below its public names.
+    is_compiled = getattr(sys.modules.get("hostline"), "is_compiled", None)
+    if is_compiled is not None:
+        facts["hostline core"] = "compiled" if is_compiled() else "pure Python"
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             facts[name] = metadata.version(name)

@@ -161,17 +161,17 @@ def _case(workload: str, name: str, action: str, *abilities: str, **settings: ob
 
 
 def _latency() -> list[Case]:
-    return [_case("latency", name, "latency", size=size, seconds=0.15) for name, size in SIZES.items()]
+    return [_case("latency", name, "latency", size=size, seconds=0.12) for name, size in SIZES.items()]
 
 
 def _transfer() -> list[Case]:
     # 1,000 of 1 MB each, if five rounds have the time for 200.
-    return [_case("transfer", "1 MB", "transfer", size=MEGABYTE, count=200, seconds=0.4)]
+    return [_case("transfer", "1 MB", "transfer", size=MEGABYTE, count=200, seconds=0.25)]
 
 
 def _throughput() -> list[Case]:
-    calls = {"size": 64, "count": 100_000, "window": WINDOW, "unit": "1/s", "seconds": 0.25}
-    messages = {"size": MESSAGE, "count": 200_000, "unit": "1/s", "seconds": 0.15}
+    calls = {"size": 64, "count": 100_000, "window": WINDOW, "unit": "1/s", "seconds": 0.2}
+    messages = {"size": MESSAGE, "count": 200_000, "unit": "1/s", "seconds": 0.1}
     return [
         _case("throughput", "pipelined", "pipelined", "pipelined", **calls),
         _case("throughput", f"pipelined, {CALLERS} clients", "pipelined", "pipelined", drivers=CALLERS, **calls),
@@ -202,9 +202,9 @@ def _fanin() -> list[Case]:
 
 
 def _kinds() -> list[Case]:
-    cases = [_case("kinds", name, "latency", "kinds", size=size, seconds=0.1) for name, size in SIZES.items()]
+    cases = [_case("kinds", name, "latency", "kinds", size=size, seconds=0.08) for name, size in SIZES.items()]
     for name, size in SIZES.items():
-        settings = {"size": size, "count": 200_000, "seconds": 0.1, "unit": "1/s"}
+        settings = {"size": size, "count": 200_000, "seconds": 0.08, "unit": "1/s"}
         cases.append(_case("kinds", f"one-way {name}", "one_way", "kinds", "one-way", **settings))
     return cases
 

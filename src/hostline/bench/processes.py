@@ -32,7 +32,7 @@ GRACE = 2.0
 # Characters of a subject's last words that are kept.
 REASON_SIZE = 300
 # Environment of ours that would steer a subject.
-STEERING = ("LISTEN_", "NOTIFY_", "UVICORN_", "GUNICORN_", "PYRO_", "GRPC_", "HOSTLINE_")
+STEERING = ("LISTEN_", "NOTIFY_", "UVICORN_", "GUNICORN_", "PYRO_", "GRPC_")
 
 
 class SubjectFailedError(Exception):

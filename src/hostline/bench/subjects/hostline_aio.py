@@ -15,6 +15,8 @@ from hostline.bench.subjects.talk import is_plain_echo
 __all__ = ["SUBJECTS", "loop_factory"]
 
 READ_SIZE = 1 << 16
+# What one receive of something long asks for: about what a socket holds.
+PART_SIZE = 1 << 18
 
 
 def loop_factory(style: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -31,10 +33,14 @@ def _stream(connection: Any) -> AioLink:
     recv = connection.recv
 
     async def recv_exactly(size: int) -> bytes:
-        data: bytes = await recv(size)
-        while len(data) < size:
-            data += await recv(size - len(data))
-        return data
+        data: bytes = await recv(min(size, PART_SIZE))
+        if len(data) == size:
+            return data
+        parts, left = [data], size - len(data)
+        while left:
+            parts.append(await recv(min(left, PART_SIZE)))
+            left -= len(parts[-1])
+        return b"".join(parts)
 
     async def count(number: int, size: int) -> int:
         left = number * size

@@ -14,6 +14,8 @@ from hostline.bench.subjects.talk import ECHO, HEADER, NUMBER
 __all__ = ["SUBJECTS"]
 
 READ_SIZE = 1 << 16
+# What one receive of something long asks for: about what a socket holds.
+PART_SIZE = 1 << 18
 MAX_FDS = 16
 TYPES = {"unix": "stream", "seqpacket": "seqpacket", "datagram": "datagram"}
 
@@ -29,10 +31,14 @@ def _stream(connection: Any) -> Link:
     recv, send = connection.recv, connection.send
 
     def recv_exactly(size: int) -> bytes:
-        data: bytes = recv(size)
-        while len(data) < size:
-            data += recv(size - len(data))
-        return data
+        data: bytes = recv(min(size, PART_SIZE))
+        if len(data) == size:
+            return data
+        parts, left = [data], size - len(data)
+        while left:
+            parts.append(recv(min(left, PART_SIZE)))
+            left -= len(parts[-1])
+        return b"".join(parts)
 
     def count(number: int, size: int) -> int:
         left = number * size
@@ -133,14 +139,24 @@ def _connect(door: Door, is_channel: bool) -> Link:
         return _link(sync.connect_channel(door.path, kind, max_fds=MAX_FDS), door.transport, True)
     if kind != "datagram":
         return _link(sync.connect_socket(door.path, kind, max_fds=MAX_FDS), door.transport, False)
-    # The answers need an address of our own, so this socket is bound and says each time where to.
-    sock = sync.listen(f"{door.path}.client", "datagram")
+    from hostline.unix.address import parse_address
+
+    # The answers need an address of our own, so one socket is bound and says each time where to. What is only counted
+    # leaves through a connected one: there the kernel tells when the receiver's full queue has room again.
+    server = parse_address(door.path)
+    sock, posting = sync.listen(f"{door.path}.client", "datagram"), sync.connect_socket(door.path, "datagram")
+
+    def close() -> None:
+        sock.close()
+        posting.close()
+
     return Link(
-        lambda data: sock.send(data, door.path),
+        lambda data: sock.send(data, server),
         lambda _size: sock.recv(),
         lambda _number, _size: 0,
-        sock.close,
-        send_many=lambda messages: sock.send_many(messages, door.path),
+        close,
+        post=posting.send,
+        send_many=posting.send_many,
     )
 
 
