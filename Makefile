@@ -4,7 +4,8 @@
 #   VENV=...         where the environment goes (default: .venv)
 #   FULL=1 ROWS=...  make scorecard: at full size; only these rows: make scorecard ROWS="R5 R9"
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
-#   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
+#   JOBS=...         processes that run tests beside one another (default: two for each core; 0 for none of its own)
+#   RECORD=1 SEQUENCES=...  make bench-check: record the counts; only these sequences: SEQUENCES="connect items"
 
 VENV ?= .venv
 PYTHON ?=
@@ -21,7 +22,7 @@ gates := tests/test_floors.py tests/test_forbidden.py tests/test_parity.py tests
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
 		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 # --- environments ------------------------------------------------------------------------------------
@@ -45,11 +46,11 @@ demo: $(VENV)/.has-cli ## two services, a file of orders, a report: under a minu
 
 .PHONY: test
 test: $(VENV)/.has-test ## the whole suite, on asyncio's loop and on uvloop
-	$(pytest) -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@tools/run-tests $(JOBS) $(py) $(PYTEST_ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.has-test ## the suite without the tests marked slow
-	$(pytest) -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	@tools/run-tests $(JOBS) $(py) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: conformance
 conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline beside its peers
@@ -58,6 +59,10 @@ conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline 
 .PHONY: bench
 bench: $(VENV)/.has-cli ## ping-pong: C, Python sockets, a typed call
 	@$(py) benchmarks/pingpong.py
+
+.PHONY: bench-check
+bench-check: $(VENV)/.has-cli ## instruction counts of fixed calls against the recorded ones (valgrind); RECORD=1 records
+	@$(py) -m benchmarks.guard $(if $(RECORD),--record) $(SEQUENCES)
 
 .PHONY: scorecard
 scorecard: $(VENV)/.has-test ## what hostline promises, measured row by row; FULL=1 takes hours
