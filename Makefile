@@ -61,7 +61,7 @@ bench: $(VENV)/.has-cli ## ping-pong: C, Python sockets, a typed call
 	@$(py) benchmarks/pingpong.py
 
 .PHONY: bench-check
-bench-check: $(VENV)/.has-cli ## instruction counts of fixed calls against the recorded ones (valgrind); RECORD=1 records
+bench-check: $(VENV)/.has-test ## instruction counts of fixed calls against the recorded ones (valgrind); RECORD=1 records
 	@$(py) -m benchmarks.guard $(if $(RECORD),--record) $(SEQUENCES)
 
 .PHONY: scorecard
