@@ -6,7 +6,8 @@
 #   QUICK=1          make bench: a coarse answer in half a minute, which leaves the documentation alone
 #   PYTEST_ARGS=...  more words for pytest: make test PYTEST_ARGS="tests/unix -k backlog"
 #   HOSTLINE_BUILD_EXT=yes|no|auto   the compiled core (see CONTRIBUTING.md); HOSTLINE_PURE_PYTHON=1 runs without it
-#   JOBS=...         processes that run tests beside one another (default: one for each core; 0 for none of its own)
+#   JOBS=...         processes that run tests beside one another (default: two for each core; 0 for none of its own)
+#   RECORD=1 SEQUENCES=...  make bench-check: record the counts; only these sequences: SEQUENCES="connect items"
 
 VENV ?= .venv
 PYTHON ?=
@@ -27,7 +28,7 @@ core := setup.py $(shell find src -name '*.pyx') $(pxd) $(wildcard $(pxd:.pxd=.p
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
 		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 # --- environments ------------------------------------------------------------------------------------
@@ -51,11 +52,11 @@ demo: $(VENV)/.has-cli ## two services, a file of orders, a report: under a minu
 
 .PHONY: test
 test: $(VENV)/.has-test ## the whole suite, on asyncio's loop and on uvloop
-	$(pytest) -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@tools/run-tests $(JOBS) $(py) $(PYTEST_ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.has-test ## the suite without the tests marked slow
-	$(pytest) -n $(JOBS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	@tools/run-tests $(JOBS) $(py) -m "not slow" $(PYTEST_ARGS)
 
 .PHONY: conformance
 conformance: $(VENV)/.has-cli $(VENV)/.has-peers ## the hygiene table, hostline beside its peers
@@ -72,6 +73,10 @@ else
 	@$(VENV)/bin/hostline bench --from benchmarks/results.json
 	@$(py) benchmarks/publish.py
 endif
+
+.PHONY: bench-check
+bench-check: $(VENV)/.has-test ## instruction counts of fixed calls against the recorded ones (valgrind); RECORD=1 records
+	@$(py) -m benchmarks.guard $(if $(RECORD),--record) $(SEQUENCES)
 
 .PHONY: scorecard
 scorecard: $(VENV)/.has-test ## what hostline promises, measured row by row; FULL=1 takes hours

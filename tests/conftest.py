@@ -3,6 +3,7 @@
 The check that nothing is left behind is hostline's own pytest plugin, switched on in pyproject.toml.
 
 HOSTLINE_TEST_LOOP=asyncio|uvloop|both   which loops `run_async` uses (both)
+HOSTLINE_TEST_ALONE=only|without|all     whether the tests marked `alone` run, and the others (all); see tools/run-tests
 HOSTLINE_CI=1                            a test that must run in CI and skips fails instead
 """
 
@@ -56,8 +57,18 @@ def _own_runtime_directory() -> Iterator[None]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where there is none, and give slow tests more time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another step runs, skip what needs root where there is none, give slow tests more time."""
+    choice = os.environ.get("HOSTLINE_TEST_ALONE", "all")
+    if choice not in ("only", "without", "all"):
+        raise pytest.UsageError(f"HOSTLINE_TEST_ALONE={choice!r} is none of only, without, all")
+    if choice != "all":  # not by -m, whose last word would win over the one in PYTEST_ARGS or give way to it
+        left_out = {item for item in items if (item.get_closest_marker("alone") is not None) != (choice == "only")}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+    # Files with slow tests first, so that none of them is what the other processes wait for at the end.
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
     for item in items:
         if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root, for real second users"))

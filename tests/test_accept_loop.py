@@ -134,6 +134,7 @@ def command(process: subprocess.Popen[str]) -> None:
     process.stdin.write("\n")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_full_table_stops_neither_those_connected_nor_the_loop(server: subprocess.Popen[str], sock_dir: Path) -> None:
     seconds = 3.0

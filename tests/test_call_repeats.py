@@ -488,6 +488,7 @@ def test_a_call_in_a_server_that_is_killed_is_not_repeated_unless_that_does_no_h
     assert journal.read_text().split("\n") == ["die 1", "die_once 2", "die_once 2", ""]
 
 
+@pytest.mark.alone
 @pytest.mark.leaves_files
 def test_pending_calls_end_soon_after_the_server_is_killed(stage: Stage) -> None:
     with ServerProcess(stage.address, "--loop", stage.loop) as server:

@@ -722,6 +722,7 @@ def test_a_packet_that_was_not_taken_in_time_leaves_the_channel_usable(face: Fac
     face.run(scenario)
 
 
+@pytest.mark.alone
 def test_a_silent_peer_costs_no_more_than_the_timeout(face: Face, kind: str, sock_dir: Path) -> None:
     async def scenario(face: Face) -> None:
         async with hostile(face, sock_dir, kind) as (_, served):

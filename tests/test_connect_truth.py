@@ -89,6 +89,7 @@ def full(sock_dir: Path, kind: str) -> Iterator[FullServer]:
 # --- a full backlog ----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("timeout", [0.0, 1.0])
 def test_it_is_waited_for_until_the_deadline_and_the_error_says_so(
     face: Face, kind: str, full: FullServer, timeout: float
@@ -138,6 +139,7 @@ def test_a_server_that_ends_while_others_wait_is_an_error_for_each(face: Face, k
     face.run(scenario)
 
 
+@pytest.mark.alone
 def test_many_waiting_tasks_cost_no_more_than_one(loop_face: Face, kind: str, full: FullServer) -> None:
     async def scenario(face: Face) -> None:
         async def connect() -> None:

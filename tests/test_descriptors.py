@@ -1024,7 +1024,7 @@ def test_a_batch_that_gave_a_call_up_keeps_no_connection_for_its_descriptors(soc
     server = ScriptedServer(str(sock_dir / "s"), give(answer))
     try:
         with hostline.connect(sock_dir / "s") as line:
-            with line.batch(timeout=0.05) as batch:
+            with line.batch(timeout=0.5) as batch:  # long enough for the call to be sent on a busy machine
                 call = batch.call("act", returns=list[Fd])
             assert isinstance(call.exception(), DeadlineExceededError)
             assert has_ended.wait(5)

@@ -221,6 +221,7 @@ with connect_socket(sys.argv[1], {kind!r}) as line:
 # --- deadlines ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("timeout", [0.0, 0.15])
 def test_a_receive_gives_up_at_its_deadline(face: Face, kind: str, timeout: float) -> None:
     async def scenario(face: Face) -> None:
@@ -238,6 +239,7 @@ def test_a_receive_gives_up_at_its_deadline(face: Face, kind: str, timeout: floa
     face.run(scenario)
 
 
+@pytest.mark.alone
 def test_a_send_gives_up_at_its_deadline(face: Face, kind: str) -> None:
     async def scenario(face: Face) -> None:
         one, other = face.socketpair(kind)
@@ -1047,6 +1049,7 @@ def test_each_datagram_says_who_sent_it_if_asked_to(face: Face, sock_dir: Path) 
     face.run(scenario)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("is_connected", [True, False])
 def test_a_full_queue_is_waited_for_until_the_deadline_without_spinning(
     face: Face, is_connected: bool, sock_dir: Path

@@ -418,6 +418,7 @@ def test_what_cannot_be_served_is_said_once(sock_dir: Path, target: str, words: 
 # --- reload --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone  # each worker gets a share of the calls, where none has to wait for a processor
 def test_a_reload_brings_new_code_and_no_call_fails(sock_dir: Path, loop: str, tmp_path: Path) -> None:
     (sock_dir / "changing.py").write_text(SERVICE.format(version=1))
     journal = tmp_path / "journal"

@@ -296,6 +296,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.alone
 @pytest.mark.leaves_files
 def test_a_server_without_a_free_descriptor_rests_and_comes_back(sock_dir: Path, tmp_path: Path, loop: str) -> None:
     address, log = str(sock_dir / "s"), tmp_path / "log"

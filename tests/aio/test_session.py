@@ -298,6 +298,7 @@ def test_a_flood_of_a_peer_that_never_reads_stays_in_its_own_socket(address: str
         server.wait_idle()
 
 
+@pytest.mark.alone
 def test_a_flood_of_slow_inline_calls_leaves_the_others_their_turns(address: str, loop: str) -> None:
     """Sixty-four kibibytes hold some 2,000 such calls: served in one go they would take two seconds."""
     with ServerThread(giving_service(), address, loop=loop), hostline.connect(address) as bystander:

@@ -79,7 +79,11 @@ CASES: list[tuple[str, dict[str, object], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "knobs", "verdict", "observed"), CASES)
+# On a machine that others keep busy a loop gets too little of a processor to be seen.
+@pytest.mark.parametrize(
+    ("key", "knobs", "verdict", "observed"),
+    [pytest.param(*case, marks=pytest.mark.alone if "spins (CPU" in case[3] else ()) for case in CASES],
+)
 def test_the_probe_judges_the_planted_server(
     sock_dir: Path, key: str, knobs: dict[str, object], verdict: str, observed: str
 ) -> None:

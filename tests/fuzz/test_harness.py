@@ -160,6 +160,7 @@ def test_memory_that_is_only_claimed_is_caught() -> None:
         check_memory("frames", test_frames.make, lambda case: test_frames.check(case, Hoarder), range(300))
 
 
+@pytest.mark.alone
 def test_an_input_that_takes_long_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processor time counts, so a machine that pauses is no failure and a loop that goes on is one."""
     monkeypatch.setattr(harness, "LONGEST", 0.05)

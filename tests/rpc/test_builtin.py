@@ -294,6 +294,7 @@ def test_a_description_is_made_once_and_again_when_a_method_is_added() -> None:
     assert [method.name for method in describe_service(service).methods] == ["one", "two"]
 
 
+@pytest.mark.alone
 def test_a_description_costs_little_when_it_is_asked_for_often() -> None:
     service = ServiceBase("shop")
     for number in range(50):

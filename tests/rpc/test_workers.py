@@ -77,6 +77,7 @@ def test_after_a_burst_a_second_burst_again_has_every_thread() -> None:
     assert workers.close(timeout=5) == 0
 
 
+@pytest.mark.alone
 def test_closing_does_not_wait_for_what_runs() -> None:
     workers, busy = Workers("stuck", 2), Busy()
     workers.submit(busy)

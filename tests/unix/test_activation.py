@@ -392,7 +392,8 @@ def test_a_client_that_comes_before_the_command_is_served(sock_dir: Path, socket
                socket_type, stdin=subprocess.PIPE) as process:  # fmt: skip
         assert wait_until(lambda: can_connect(path, socket_type))
         with socket.socket(socket.AF_UNIX, KINDS[socket_type]) as client:
-            client.connect(str(path))
+            # The type is known from bind on, and connections are taken from listen on.
+            assert wait_until(lambda: client.connect_ex(str(path)) == 0)
             client.send(b"hello")
             output, errors = process.communicate("go\n", timeout=15)
     assert (process.returncode, errors, output) == (0, "", "hello\n")

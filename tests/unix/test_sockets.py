@@ -209,6 +209,7 @@ def test_an_inherited_listening_socket_is_no_place_to_connect_to() -> None:
         try_connect(sock, InheritedAddress(fd=3))
 
 
+@pytest.mark.alone
 def test_the_blocking_connect_waits_out_a_full_backlog(kind: SocketType, address: PathAddress) -> None:
     with listening(kind, address, 1) as listener:
         inside = fill(kind, address)
@@ -233,6 +234,7 @@ def test_the_blocking_connect_waits_out_a_full_backlog(kind: SocketType, address
             other.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("timeout", [0.0, 0.0001, 0.3])
 def test_the_blocking_connect_gives_up_at_the_deadline_and_says_why(
     kind: SocketType, address: PathAddress, timeout: float

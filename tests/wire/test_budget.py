@@ -208,6 +208,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("payload", BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb_is_judged_in_little_time_and_no_memory(payload: bytes) -> None:
     def judge() -> None:
