@@ -133,9 +133,9 @@ READ_SIZE = 64 << 10
 LARGE_FRAME = 64 << 10
 WARM_MEMORY = 4 << 20
 
-# SO_SNDBUF of a Unix socket that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
+# SO_SNDBUF of a client that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
 # the kernel doubles the number. It gives no more than net.core.wmem_max, 212,992 where nobody raised it, and that is
-# still twice what a socket begins with. Connections with little to say keep the default, which their peers may fill.
+# still twice what a socket begins with. A server keeps the default: what its peers leave there is charged to nobody.
 LARGE_SEND_BUFFER = 640 << 10
 
 # --- channels --------------------------------------------------------------------------------------
