@@ -129,7 +129,7 @@ READ_SIZE = 64 << 10
 
 # Payload of a frame from which on it is received straight into memory of its own, in which it stays: below, one read
 # mostly brings it whole. And bytes of such memory that a process keeps for the next large frames, also while nobody
-# needs them: to touch a mebibyte for the first time costs ten times as much as to copy it.
+# needs them: to touch a mebibyte for the first time costs seven times as much as to copy it.
 LARGE_FRAME = 64 << 10
 WARM_MEMORY = 4 << 20
 
