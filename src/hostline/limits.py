@@ -136,13 +136,13 @@ LEAST_READ_SIZE = 4 << 10
 SECOND_LOOK = 0.02
 # Payload of a frame from which on it is received straight into memory of its own, in which it stays: below, one read
 # mostly brings it whole. And bytes of such memory that a process keeps for the next large frames, also while nobody
-# needs them: to touch a mebibyte for the first time costs ten times as much as to copy it.
+# needs them: to touch a mebibyte for the first time costs seven times as much as to copy it.
 LARGE_FRAME = 64 << 10
 WARM_MEMORY = 4 << 20
 
-# SO_SNDBUF of a Unix socket that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
+# SO_SNDBUF of a client that has more than LOW_WATER to send and no room for it: room for a mebibyte at once, since
 # the kernel doubles the number. It gives no more than net.core.wmem_max, 212,992 where nobody raised it, and that is
-# still twice what a socket begins with. Connections with little to say keep the default, which their peers may fill.
+# still twice what a socket begins with. A server keeps the default: what its peers leave there is charged to nobody.
 LARGE_SEND_BUFFER = 640 << 10
 
 # --- channels --------------------------------------------------------------------------------------

@@ -199,8 +199,8 @@ def allow_credentials(sock: socket.socket) -> None:
 def widen(sock: socket.socket) -> bool:
     """Let the kernel take more of what is sent at once, as far as any process may; whether that changed anything.
 
-    With the usual buffer two processes that pass a mebibyte on wait for each other nine times, with twice as much five
-    times. Every Linux allows that much; over TCP the kernel finds the size by itself.
+    With the usual buffer two processes that pass a mebibyte on wait for each other again and again, with more less
+    often. Every Linux allows twice as much; over TCP the kernel finds the size by itself.
     """
     if sock.family != socket.AF_UNIX:
         return False

@@ -2,7 +2,7 @@
 
 What arrives is put where it stays: the face reads into `space`, and the payload is handed out as a view of it, without
 another copy. Memory that nobody has touched before costs more than that copy, because the kernel makes each page at its
-first touch: a mebibyte took 750 us here, its copy 60. So what was used is used again once nobody holds a view of it any
+first touch: a mebibyte took 750 us here, a copy 100. So what was used is used again once nobody holds a view of it any
 more. New memory is at most four times what has come of a frame: one that is only announced takes next to none.
 """
 

@@ -40,7 +40,7 @@ from hostline.rpc.attachments import recv_attached, recv_large, send_attached
 from hostline.rpc.dispatch import logger
 from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
-from hostline.unix.options import allow_fds, unread_by_peer, widen
+from hostline.unix.options import allow_fds, unread_by_peer
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.inflight import FdsInFlight
 from hostline.unix.sockets import has_hung_up
@@ -410,9 +410,6 @@ class Session:
                 else:
                     outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
-            if outgoing.size > LOW_WATER and widen(self._sock):
-                self._write()
-                return
             if not self._is_writing:
                 self._is_writing = True
                 self._loop.add_writer(self._fd, self._on_writable)
