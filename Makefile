@@ -104,7 +104,7 @@ docs: $(VENV)/.has-docs ## build the documentation into site/; a broken link fai
 	@echo "see site/index.html"
 
 .PHONY: build
-build: $(VENV)/.has-dev ## wheel and sdist in dist/, each tried in an empty environment
+build: $(VENV)/.has-dev ## wheels and sdist in dist/, each tried in an empty environment
 	$(py) tools/check_dist.py
 
 .PHONY: clean

@@ -1,4 +1,4 @@
-"""What the compiled core saves: frames and calls without any I/O, and packets between two sockets, compiled and as pure Python, in turns.
+"""What the compiled core saves: frames and calls without I/O, and packets; compiled and pure Python in turns.
 
     python benchmarks/core.py [--rounds 7] [--count 20000] [--only NAME] [--json]
 
@@ -22,7 +22,7 @@ import hostline
 from hostline.protocol.connection import ClientConnection, ServerConnection
 from hostline.protocol.outgoing import Outgoing
 from hostline.unix.options import mark_packets
-from hostline.unix.passing.ancillary import recv_waiting, send_packets
+from hostline.unix.passing.packets import recv_waiting, send_packets
 from hostline.wire.budget import Extent, check_budget
 from hostline.wire.codec import (
     MethodEntry,

@@ -13,10 +13,11 @@ import pytest
 from tests import core
 
 from hostline.unix.options import allow_credentials, mark_packets
-from hostline.unix.passing import ancillary
+from hostline.unix.passing import ancillary, packets
+from hostline.unix.passing.packets import recv_waiting, send_packets
 
 pytestmark = [
-    pytest.mark.skipif(not ancillary._HAS_MMSG, reason="the compiled core is not here: HOSTLINE_BUILD_EXT=yes"),
+    pytest.mark.skipif(not packets._HAS_MMSG, reason="the compiled core is not here: HOSTLINE_BUILD_EXT=yes"),
     *([] if core.IS_LEFT_OUT else [pytest.mark.ci_required]),
 ]
 KINDS = {"seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
@@ -44,7 +45,7 @@ def received(sock: socket.socket, kind: str, size: int = 1000, count: int = 100,
     """Return all that waits, errors in their places, and the calls that it took."""
     story: list[Any] = []
     for _ in range(20):
-        found, error = ancillary.recv_waiting(sock, size, 0, count, socket_type=kind, **options)
+        found, error = recv_waiting(sock, size, 0, count, socket_type=kind, **options)
         story.append([(one.data, one.is_end, one.sender, one.peer, len(one.fds)) for one in found])
         story.append((type(error).__name__, str(error)))
         if not found and error is None:
@@ -59,7 +60,7 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, story: Story) -> Any:
     """Run a story with the core and without, and demand that it is the same."""
     compiled = story()
     with monkeypatch.context() as patch:
-        patch.setattr(ancillary, "_HAS_MMSG", False)
+        patch.setattr(packets, "_HAS_MMSG", False)
         pure = story()
     assert compiled == pure
     return compiled
@@ -69,10 +70,10 @@ def both_ways(monkeypatch: pytest.MonkeyPatch, story: Story) -> Any:
 def test_what_fits_is_sent_and_the_rest_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def story() -> Any:
         with sockets(kind) as (one, other):
-            packets = [memoryview(bytes([i % 256]) * (i % 300)) for i in range(1000)]
-            counts = [told(lambda: ancillary.send_packets(one, packets, socket_type=kind)) for _ in range(2)]
+            many = [memoryview(bytes([i % 256]) * (i % 300)) for i in range(1000)]
+            counts = [told(lambda: send_packets(one, many, socket_type=kind)) for _ in range(2)]
             first = received(other, kind)
-            counts.append(told(lambda: ancillary.send_packets(one, packets[:5], socket_type=kind)))
+            counts.append(told(lambda: send_packets(one, many[:5], socket_type=kind)))
             return counts, first, received(other, kind, count=2)
 
     counts, _, _ = both_ways(monkeypatch, story)
@@ -85,13 +86,13 @@ def test_what_fits_is_sent_and_the_rest_is_counted(kind: str, monkeypatch: pytes
 def test_a_packet_that_is_refused_ends_the_call_before_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def story() -> Any:
         with sockets(kind) as (one, other):
-            packets = [memoryview(b"a"), memoryview(b"b"), memoryview(bytes(1 << 22)), memoryview(b"c")]
-            sent = [told(lambda n=n: ancillary.send_packets(one, packets[n:], socket_type=kind)) for n in (0, 2, 3)]  # type: ignore[misc]
+            many = [memoryview(b"a"), memoryview(b"b"), memoryview(bytes(1 << 22)), memoryview(b"c")]
+            sent = [told(lambda n=n: send_packets(one, many[n:], socket_type=kind)) for n in (0, 2, 3)]  # type: ignore[misc]
             story = [sent, received(other, kind)]
             other.close()
-            story += [told(lambda: ancillary.send_packets(one, packets, socket_type=kind)) for _ in range(2)]
+            story += [told(lambda: send_packets(one, many, socket_type=kind)) for _ in range(2)]
             one.close()
-            return [*story, told(lambda: ancillary.send_packets(one, packets, socket_type=kind))]
+            return [*story, told(lambda: send_packets(one, many, socket_type=kind))]
 
     (sent, *_) = both_ways(monkeypatch, story)
     assert sent[0] == 2
@@ -175,14 +176,14 @@ def test_senders_and_their_credentials_are_the_same(
                 allow_credentials(receiver)
             named.bind(str(sock_dir / "näme"))
             hidden.bind(b"\0hostline-test-mmsg\0x")
-            packets = [memoryview(b"1"), memoryview(b"")]
+            many = [memoryview(b"1"), memoryview(b"")]
             counts = []
             for sender, to in ((named, path), (nameless, os.fsencode(path)), (hidden, path)):
                 sender.setblocking(False)
-                counts.append(ancillary.send_packets(sender, packets, to=to, socket_type="datagram"))
+                counts.append(send_packets(sender, many, to=to, socket_type="datagram"))
             missing = str(sock_dir / "missing")
-            refused = told(lambda: ancillary.send_packets(nameless, packets, to=missing, socket_type="datagram"))
-            long = told(lambda: ancillary.send_packets(nameless, packets, to="x" * 200, socket_type="datagram"))
+            refused = told(lambda: send_packets(nameless, many, to=missing, socket_type="datagram"))
+            long = told(lambda: send_packets(nameless, many, to="x" * 200, socket_type="datagram"))
             found = received(receiver, "datagram", has_credentials=has_credentials)
             os.unlink(sock_dir / "näme")
             os.unlink(path)

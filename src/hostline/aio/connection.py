@@ -18,8 +18,9 @@ from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, recv_waiting, send_message, send_packets
+from hostline.unix.passing.ancillary import Received, recv_message, send_message
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
+from hostline.unix.passing.packets import recv_waiting, send_packets
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -21,15 +21,9 @@ from hostline.protocol.channels.batches import Batch, checked_count, count_sent
 from hostline.protocol.retry import Backoff
 from hostline.unix.address import Address, parse_address
 from hostline.unix.listening import Bound
-from hostline.unix.passing.ancillary import (
-    MAX_DATAGRAM_SIZE,
-    Datagram,
-    recv_datagram,
-    recv_waiting,
-    send_message,
-    send_packets,
-)
+from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message
 from hostline.unix.passing.descriptors import HasFileno
+from hostline.unix.passing.packets import recv_waiting, send_packets
 from hostline.unix.sockets import is_connected, kernel_address
 
 if TYPE_CHECKING:

@@ -40,29 +40,25 @@ from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-try:
-    from hostline.unix.passing import mmsg
-except ImportError:  # not compiled, or not Linux
-    _HAS_MMSG = False
-else:
-    _HAS_MMSG = True
-
 __all__ = [
     "MAX_DATAGRAM_SIZE",
+    "MSG_NOSIGNAL",
     "Datagram",
+    "Message",
     "Received",
+    "control_room",
+    "judge_message",
     "recv_datagram",
     "recv_message",
     "recv_message_into",
-    "recv_waiting",
+    "send_failure",
     "send_message",
-    "send_packets",
 ]
 
 _IS_LINUX = sys.platform == "linux"
 
 # A peer that is gone must give an error, never SIGPIPE, whatever the program did to its signal handlers.
-_MSG_NOSIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+MSG_NOSIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 _MSG_CMSG_CLOEXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 _INT_SIZE = array.array("i").itemsize
@@ -74,11 +70,8 @@ _CREDENTIALS_SPACE = socket.CMSG_SPACE(CREDENTIALS_SIZE) if _IS_LINUX else 0
 # smaller receive would lose legal messages, and a larger one is paid for with every call.
 MAX_DATAGRAM_SIZE = 256 << 10
 
-# Bytes of a path in a socket's address.
-_PATH_SIZE = 108
-
 # What one recvmsg gives: data, ancillary data, flags, and the sender's address.
-_Message = tuple[bytes, Sequence[tuple[int, int, bytes]], int, Any]
+Message = tuple[bytes, Sequence[tuple[int, int, bytes]], int, Any]
 
 # Buffers that one sendmsg takes (UIO_MAXIOV).
 _MAX_BUFFERS = 1024
@@ -153,7 +146,7 @@ def send_message(
         DescriptorError: A descriptor is not open, the receiver takes none, or too many are on their way.
         SocketError: The peer is gone, the packet is too long, or another refusal of the kernel.
     """
-    flags |= _MSG_NOSIGNAL
+    flags |= MSG_NOSIGNAL
     try:
         if not fds:
             if to is None and len(buffers) == 1:
@@ -170,60 +163,7 @@ def send_message(
     except OSError as error:
         if isinstance(error, HostlineError):
             raise
-        raise _send_failure(error, sock, len(fds), socket_type, address) from error
-
-
-def send_packets(
-    sock: socket.socket,
-    packets: Sequence[ReadableBuffer],
-    *,
-    to: str | bytes | None = None,
-    flags: int = 0,
-    socket_type: str = "seqpacket",
-    address: str = "",
-) -> int:
-    """Send packets or datagrams one after the other until one would have to wait or is refused.
-
-    With the compiled core 64 of them take one system call.
-
-    Args:
-        sock: The socket; on a non-blocking one nothing waits.
-        packets: The bytes of each; at least one.
-        to: As for `send_message`.
-        flags: As for `send_message`.
-        socket_type: For the error's text.
-        address: For the error's text.
-
-    Returns:
-        How many were sent, above zero. Why the next one was not shows when it is tried again.
-
-    Raises:
-        BlockingIOError: The first would have to wait.
-        SocketError: The first was refused, as by `send_message`.
-    """
-    flags |= _MSG_NOSIGNAL
-    sent = 0
-    try:
-        if _HAS_MMSG and sock.gettimeout() in (None, 0.0):
-            target = os.fsencode(to) if to is not None else None
-            if target is None or len(target) < _PATH_SIZE:
-                return mmsg.send_packets(sock.fileno(), list(packets), target, flags)
-        if to is None:
-            send = sock.send
-            for packet in packets:
-                send(packet, flags)
-                sent += 1
-        else:
-            for packet in packets:
-                sock.sendto(packet, flags, to)
-                sent += 1
-    except OSError as error:
-        if sent:
-            return sent
-        if isinstance(error, BlockingIOError):
-            raise
-        raise _send_failure(error, sock, 0, socket_type, address) from error
-    return sent
+        raise send_failure(error, sock, len(fds), socket_type, address) from error
 
 
 def _sendmsg(
@@ -254,8 +194,8 @@ def _numbers(fds: Sequence[int | HasFileno]) -> array.array[int]:
     return numbers
 
 
-def _send_failure(error: OSError, sock: socket.socket, fds_count: int, socket_type: str, address: str) -> OSError:
-    """Return what to raise: three errnos mean something else when descriptors are on board."""
+def send_failure(error: OSError, sock: socket.socket, fds_count: int, socket_type: str, address: str) -> OSError:
+    """Return what to raise for a send that failed: three errnos mean something else when descriptors are on board."""
     if fds_count and sock.fileno() >= 0:
         if error.errno == errno.ETOOMANYREFS:
             return DescriptorError(
@@ -313,17 +253,18 @@ def recv_message(
         except OSError as error:
             raise translate(error, "recv", socket_type, address) from error
         return Received(data, [], not data)
-    control_size = _control_room(max_fds, socket_type, has_credentials)
+    control_size = control_room(max_fds, socket_type, has_credentials)
     try:
         message = sock.recvmsg(size, control_size, flags | _MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError as error:
         raise translate(error, "recv", socket_type, address) from error
-    return _received(sock, message, size, max_fds, socket_type)
+    return judge_message(sock, message, size, max_fds, socket_type)
 
 
-def _control_room(max_fds: int, socket_type: str, has_credentials: bool) -> int:
+def control_room(max_fds: int, socket_type: str, has_credentials: bool) -> int:
+    """Return the bytes of ancillary data to make room for."""
     room = _rights_room(max_fds) if max_fds else 0
     if socket_type == "seqpacket":
         room += _TIMESTAMP_SPACE
@@ -332,7 +273,7 @@ def _control_room(max_fds: int, socket_type: str, has_credentials: bool) -> int:
     return room
 
 
-def _received(sock: socket.socket, message: _Message, size: int, max_fds: int, socket_type: str) -> Received:
+def judge_message(sock: socket.socket, message: Message, size: int, max_fds: int, socket_type: str) -> Received:
     """Return what a message brought, or raise what is wrong with it."""
     data, ancillary, answer, sender = message
     fds: list[Fd] = []
@@ -347,75 +288,6 @@ def _received(sock: socket.socket, message: _Message, size: int, max_fds: int, s
         raise _receive_failure(answer, len(fds), max_fds, size, socket_type)
     is_end = not data and not ancillary and (socket_type == "stream" or _has_ended(sock, socket_type))
     return Received(data, fds, is_end, _sender(sender) if sender else None, peer)
-
-
-def recv_waiting(
-    sock: socket.socket,
-    size: int,
-    max_fds: int,
-    max_count: int,
-    *,
-    socket_type: str,
-    has_credentials: bool = False,
-    address: str = "",
-) -> tuple[list[Received], HostlineError | None]:
-    """Receive the packets or datagrams that wait, and do not wait for any.
-
-    With the compiled core up to 64 of them are received in one go, where none may bring descriptors.
-
-    Args:
-        sock: The socket.
-        size: As for `recv_message`.
-        max_fds: As for `recv_message`.
-        max_count: How many at most.
-        socket_type: `seqpacket` or `datagram`.
-        has_credentials: As for `recv_message`.
-        address: For the error's text.
-
-    Returns:
-        What was received, and the error about the one behind them that ended it, if one did; `recv_message` would
-        have raised it. The end is left for the next receive.
-    """
-    many: list[Received] = []
-    try:
-        while len(many) < max_count:
-            if _HAS_MMSG and not max_fds:
-                control_size = _control_room(0, socket_type, has_credentials)
-                messages, number = mmsg.recv_packets(sock.fileno(), size, control_size, max_count - len(many), 0)
-                for message in messages:
-                    one = _received(sock, message, size, 0, socket_type)
-                    if one.is_end:
-                        return many, None
-                    many.append(one)
-                if number:
-                    _raise_failure(number, socket_type, address)
-            else:
-                one = recv_message(
-                    sock,
-                    size,
-                    max_fds,
-                    flags=socket.MSG_DONTWAIT,
-                    socket_type=socket_type,
-                    has_credentials=has_credentials,
-                    address=address,
-                )
-                if one.is_end:
-                    break
-                many.append(one)
-    except BlockingIOError:
-        pass
-    except HostlineError as error:
-        return many, error
-    return many, None
-
-
-def _raise_failure(number: int, socket_type: str, address: str) -> None:
-    error = OSError(number, os.strerror(number))
-    if isinstance(error, InterruptedError):
-        return  # handlers have run by now, and it is tried again
-    if isinstance(error, BlockingIOError):
-        raise error
-    raise translate(error, "recv", socket_type, address) from error
 
 
 def recv_message_into(

@@ -1,6 +1,6 @@
 """Many packets or datagrams in one call: sendmmsg(2), and recvmsg(2) until nothing waits, both without the interpreter.
 
-What comes back is what the socket module's `send` and `recvmsg` give, errors included; ancillary.py decides what it means,
+What comes back is what the socket module's `send` and `recvmsg` give, errors included; packets.py decides what it means,
 and does the same in Python where this is not compiled. Not recvmmsg(2): it goes on behind a message that was cut off or
 is the end, and what it then took would have no place to wait. It was no faster in a loop without the interpreter.
 """
