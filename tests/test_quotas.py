@@ -67,6 +67,7 @@ def costly_service() -> hostline.Service:
 
     @service.method
     async def take(data: bytes) -> int:
+        await asyncio.sleep(0)  # without an await it would take no slot
         return len(data)
 
     @service.method
@@ -83,6 +84,7 @@ def costly_service() -> hostline.Service:
 
     @service.method
     async def echo(text: str) -> str:
+        await asyncio.sleep(0)
         return text
 
     @service.method
