@@ -82,7 +82,10 @@ def plain(value: Any) -> Any:
         return type(value).__name__, plain(msgspec.to_builtins(value))
     if isinstance(value, Owner) or callable(value):
         return repr(value)
-    return type(value).__name__, {name: plain(getattr(value, name)) for name in fields(value)}
+    if type(value).__name__ == "Arriving":
+        return "Arriving", value.arrived  # its memory was used before, by either twin
+    kept = {name: plain(getattr(value, name)) for name in fields(value) if name != "space"}
+    return type(value).__name__, kept
 
 
 def fields(value: Any) -> list[str]:
