@@ -257,7 +257,7 @@ def read_answer(frame: Frame, returns: Any, raises: Iterable[type[Exception]] = 
         InvalidResultError: The result is of another type.
     """
     if frame.kind == _REPLY:
-        return _decoded(frame, returns)
+        return _decoded(frame, returns) if frame.fds else decode_result(frame.payload, returns)
     raise exception_for(decode_failure(frame.payload), raises)
 
 

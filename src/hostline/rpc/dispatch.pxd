@@ -1,5 +1,7 @@
 # C types for dispatch.py.
 
+from hostline.rpc.service cimport Method
+
 cdef class Invocation:
     cdef readonly object function
     cdef readonly tuple args
@@ -9,4 +11,4 @@ cdef class Invocation:
     cpdef object run_instant(self)
 
 
-cpdef Invocation bind(object method, object payload, bint is_named, object context, object items=*, object arrived=*)
+cpdef Invocation bind(Method method, object payload, bint is_named, object context, object items=*, object arrived=*)

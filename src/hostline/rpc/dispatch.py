@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final, NamedTuple
 
 from hostline.errors import (
@@ -102,7 +103,7 @@ def bind(
         if arrived is None:
             args, keywords = method.signature.decode(payload, is_named)
         else:
-            args, keywords = arrived.read(partial(method.signature.decode, payload, is_named))
+            args, keywords = arrived.read(partial(methodcaller("decode", payload, is_named), method.signature))
     except (InvalidArgumentError, OverloadedError):
         raise
     except UnclaimedError as error:

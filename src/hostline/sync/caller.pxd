@@ -5,6 +5,8 @@ cimport cython
 from hostline.clock cimport Deadline
 from hostline.protocol.connection.client cimport ClientConnection
 from hostline.protocol.reading cimport next_read_size
+from hostline.rpc.calling cimport wire_time
+from hostline.wire.frame cimport Frame
 
 cdef int _SEND_FLAGS, _DONTWAIT
 cdef double _READ_WAIT
@@ -18,7 +20,9 @@ cdef class Caller:
     cdef Py_ssize_t _read_size, _rest_size
 
     @cython.locals(is_whole=bint)
-    cpdef object call(self, str method, tuple args, object keywords, double seconds, Deadline deadline, object context=*)
+    cpdef object call(
+        self, object method, object args, object keywords, double seconds, Deadline deadline, object context=*
+    )
     cpdef object _send(self, object data, Deadline deadline)
     cdef tuple _recv(self, Py_ssize_t max_fds, int flags=*)
     cpdef object _wait_for_data(self, Deadline deadline)

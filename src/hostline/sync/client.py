@@ -54,7 +54,7 @@ from hostline.rpc.calling import (
     take_items_out,
 )
 from hostline.rpc.stubs import bind_interface, check_interface, interface_methods
-from hostline.rpc.watching.tracing import hooks
+from hostline.rpc.watching.tracing import CallSpan, hooks
 from hostline.sync.batch import Batch
 from hostline.sync.caller import Caller
 from hostline.sync.interface import Interface
@@ -125,9 +125,7 @@ class Line:
             CallError: The call failed; see its subclasses.
             SocketError: The server could not be reached.
         """
-        return self.invoke(
-            method, args, keywords, returns=returns, timeout=timeout, raises=raises, idempotent=idempotent
-        )
+        return self._invoke(method, args, keywords, returns, timeout, raises, idempotent)
 
     def invoke(
         self,
@@ -141,34 +139,25 @@ class Line:
         idempotent: bool = False,
     ) -> Any:
         """Call a method with its arguments given as a tuple and a dict; otherwise as `call`."""
+        return self._invoke(method, args, keywords, returns, timeout, raises, idempotent)
+
+    def _invoke(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        returns: Any,
+        timeout: float | None,
+        raises: Iterable[type[Exception]],
+        idempotent: bool,
+    ) -> Any:
         check_returns(returns)
         seconds, deadline = self._settings.deadline(timeout)
-        repeats = Repeats(method, idempotent)
-        span = None if hooks.tracer is None else hooks.tracer.call(self._service, method)
+        if hooks.tracer is None:
+            return self._make(method, args, keywords, returns, raises, idempotent, seconds, deadline, None)
+        span = hooks.tracer.call(self._service, method)
         try:
-            while True:
-                loan = Loan()
-                try:
-                    connection = self._acquire(loan, method, seconds, deadline)
-                    is_streaming = connection.protocol.has_streams and connection.protocol.is_streaming(method)
-                    if not is_streaming:
-                        context = None if span is None else span.carrier
-                        frame = connection.call(method, args, keywords, seconds, deadline, context)
-                except BrokenCallError as error:
-                    if self._is_closed:
-                        raise ClosedError(f"{method}: the line was closed") from error
-                    repeats.broke(error, connection.protocol)
-                    continue
-                finally:
-                    try:
-                        self._pool.release(loan)
-                    except BaseException:  # a signal handler's exception may have come before anything was released
-                        self._pool.release(loan)
-                        raise
-                if is_streaming:
-                    call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline, span)
-                    frame = self._stream(call, is_stream=False).answer()
-                return read_answer(frame, returns, raises)
+            return self._make(method, args, keywords, returns, raises, idempotent, seconds, deadline, span)
         except BaseException as error:
             if span is not None:
                 span.end(error)
@@ -176,6 +165,46 @@ class Line:
         finally:
             if span is not None:
                 span.end()
+
+    def _make(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        returns: Any,
+        raises: Iterable[type[Exception]],
+        idempotent: bool,
+        seconds: float,
+        deadline: Deadline,
+        span: CallSpan | None,
+    ) -> Any:
+        """Make a call, and make it again where a connection ended and that does no harm."""
+        repeats: Repeats | None = None
+        while True:
+            loan = Loan()
+            is_streaming = False
+            try:
+                connection = self._acquire(loan, method, seconds, deadline)
+                is_streaming = connection.protocol.is_streaming(method)
+                if not is_streaming:
+                    context = None if span is None else span.carrier
+                    frame = connection.call(method, args, keywords, seconds, deadline, context)
+            except BrokenCallError as error:
+                if self._is_closed:
+                    raise ClosedError(f"{method}: the line was closed") from error
+                repeats = repeats or Repeats(method, idempotent)
+                repeats.broke(error, connection.protocol)
+                continue
+            finally:
+                try:
+                    self._pool.release(loan)
+                except BaseException:  # a signal handler's exception may have come before anything was released
+                    self._pool.release(loan)
+                    raise
+            if is_streaming:
+                call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline, span)
+                frame = self._stream(call, is_stream=False).answer()
+            return read_answer(frame, returns, raises)
 
     def stream(
         self,

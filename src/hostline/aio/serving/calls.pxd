@@ -4,6 +4,7 @@ cimport cython
 
 from hostline.protocol.connection.server cimport ServerConnection
 from hostline.rpc.dispatch cimport Invocation, bind
+from hostline.rpc.service cimport Method
 from hostline.wire.codec cimport encode_reply, split_call
 from hostline.wire.frame cimport Frame
 
@@ -19,10 +20,10 @@ cdef class Calls:
     cdef object _session, _server, _loop
 
     cpdef bint is_full(self) except *
-    @cython.locals(is_named=bint)
+    @cython.locals(is_named=bint, method=Method)
     cpdef object arrive(self, Frame frame)
     @cython.locals(invocation=Invocation)
-    cpdef object _run_inline(self, method, call_id, payload, bint is_named, time_left, fds)
-    cpdef object _answer(self, method, call_id, result)
+    cpdef object _run_inline(self, Method method, call_id, payload, bint is_named, time_left, fds)
+    cpdef object _answer(self, Method method, call_id, result)
     cpdef bint _charge_unsent(self, frame) except *
     cpdef object fail(self, call_id, str code, str message, str name=*)
