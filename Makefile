@@ -38,10 +38,17 @@ $(VENV)/bin/pip:
 		echo "making $(VENV) with $$python (once)" && \
 		"$$python" -m venv $(VENV)
 
-# One stamp for each extra: installed again when pyproject.toml changes, or the core, whose .so stand in src/.
-$(VENV)/.has-%: pyproject.toml $(core) | $(VENV)/bin/pip
-	@echo "installing hostline[$*] into $(VENV) (once; a minute or so)"
-	@$(py) -m pip install -qq --disable-pip-version-check --editable ".[$*]"
+# hostline itself, its sources where they are and its compiled core beside them: anew when what is compiled changes.
+$(VENV)/.has-hostline: pyproject.toml $(core) | $(VENV)/bin/pip
+	@echo "installing hostline into $(VENV) (once, and when its core changed; a minute or so)"
+	@$(py) -m pip install -qq --disable-pip-version-check --editable .
+	@touch $@
+
+# One stamp for each extra: what it requires, again when pyproject.toml changes.
+$(VENV)/.has-%: pyproject.toml | $(VENV)/.has-hostline
+	@echo "installing what hostline[$*] requires into $(VENV) (once)"
+	@$(py) tools/extra-requirements $* > $@.txt
+	@$(py) -m pip install -qq --disable-pip-version-check --requirement $@.txt
 	@touch $@
 
 # --- what people run ---------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def core() -> list[Path]:
 
 def extensions() -> list[Extension]:
     """Return an extension for each; on ELF systems without exported names but the one that the interpreter calls."""
-    flags = [] if sys.platform == "win32" else ["-O2", "-fvisibility=hidden"]
+    flags = [] if sys.platform == "win32" else ["-O2", "-g0", "-fvisibility=hidden"]
     return [
         Extension(".".join(path.relative_to(SOURCE).with_suffix("").parts), [str(path)], extra_compile_args=flags)
         for path in core()
@@ -118,7 +118,7 @@ class BuildCore(build_ext):
         made = cythonize(
             [Extension(extension.name, extension.sources) for extension in self.extensions],
             build_dir=f"build/core-{sys.implementation.cache_tag}",
-            nthreads=0,
+            nthreads=os.cpu_count() or 1,
             quiet=True,
             compiler_directives=DIRECTIVES,
         )
