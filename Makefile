@@ -75,7 +75,7 @@ ifdef QUICK
 	@mkdir -p benchmarks/out
 	@$(VENV)/bin/hostline bench --quick --chart benchmarks/out/quick.svg
 else
-	@$(VENV)/bin/hostline bench --json > benchmarks/results.json.new
+	@$(VENV)/bin/hostline bench --pin alone --json > benchmarks/results.json.new
 	@mv benchmarks/results.json.new benchmarks/results.json
 	@$(VENV)/bin/hostline bench --from benchmarks/results.json
 	@$(py) benchmarks/publish.py

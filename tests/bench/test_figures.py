@@ -46,7 +46,8 @@ def test_a_document_survives_json() -> None:
         unit="us", rounds=[1.5, 2.0], value=1.75,
     )  # fmt: skip
     results = Results(
-        began="2025-01-01T00:00:00+00:00", seconds=1.0, is_quick=True, pinned=[0], machine={"cpu": "x"}, rounds=2,
+        began="2025-01-01T00:00:00+00:00", seconds=1.0, is_quick=True, pinned={"latency": [0]},
+        machine={"cpu": "x"}, rounds=2,
         measurements=[one], skipped=[],
     )  # fmt: skip
     assert decode_results(encode_results(results)) == results

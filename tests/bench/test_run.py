@@ -214,6 +214,19 @@ def test_pinned_processes_keep_to_their_cores(tmp_path: Path) -> None:
         team.close()
 
 
+def test_alone_keeps_only_those_to_one_core_whose_sides_take_turns() -> None:
+    last = max(os.sched_getaffinity(0))
+    plan = make_plan(["latency", "throughput"], True, ["sockets"], pin="alone")
+    assert plan.pinned == {"latency": [last]}
+    assert make_plan(["latency", "throughput"], True, ["sockets"], pin=[last]).pinned.keys() == {
+        "latency",
+        "throughput",
+    }
+    assert make_plan(["latency"], True, ["sockets"]).pinned == {}
+    with pytest.raises(ValueError, match="free or alone"):
+        make_plan(["latency"], pin="both")
+
+
 def test_a_core_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot keep to cores"):
         make_plan(["latency"], pin=[100_000])

@@ -198,12 +198,22 @@ def in_short(case: Case) -> str | None:
 def machine_line(results: Results) -> str:
     """Return what a run depends on, in one line."""
     kind = "quick run" if results.is_quick else "full run"
-    pinned = "free" if results.pinned is None else f"pinned to {', '.join(map(str, results.pinned))}"
     facts = [f"{key} {value}" for key, value in results.machine.items()]
     run = (
         f"hostline {results.version}, {kind} of {results.began}, {results.rounds} rounds, {results.seconds:.0f} seconds"
     )
-    return f"{run}, processes {pinned}; {', '.join(facts)}"
+    return f"{run}, processes {_pinned_text(results) or 'free'}; {', '.join(facts)}"
+
+
+def _pinned_text(results: Results) -> str:
+    """Return which cores the processes were kept to, in words; nothing if all were free."""
+    free = {measurement.workload for measurement in results.measurements} - set(results.pinned)
+    cores = [f"core{'s' * (len(each) > 1)} {', '.join(map(str, each))}" for each in results.pinned.values()]
+    if not cores:
+        return ""
+    if not free and len(set(cores)) == 1:
+        return f"pinned to {cores[0]}"
+    return "; ".join(f"{name} on {core}" for name, core in zip(results.pinned, cores, strict=True)) + ", the rest free"
 
 
 # --- words of a chart ---------------------------------------------------------------------------------
@@ -253,7 +263,7 @@ def _reference_name(cases: Sequence[Case]) -> str:
 
 def run_line(results: Results) -> str:
     """Return what a run depends on, in a few words."""
-    pinned = "" if results.pinned is None else f", pinned to {', '.join(map(str, results.pinned))}"
+    pinned = f", {text}" if (text := _pinned_text(results)) else ""
     kind = "quick run" if results.is_quick else f"{results.rounds} rounds"
     facts = [results.machine[key] for key in ("cpu", "kernel", "python") if key in results.machine]
     return f"hostline {results.version}, {kind}{pinned}. {', '.join(facts)}"

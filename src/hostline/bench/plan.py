@@ -108,7 +108,7 @@ class Plan:
         entries: The subjects; each takes part in the cases that it is able to.
         rounds: Rounds of each case.
         is_quick: Whether it is the quick mode.
-        pin: Cores that every process is kept to, or None.
+        pinned: Cores that every process of a workload is kept to, by workload.
         seed: What the order within the rounds is drawn from.
         timeout: Seconds that a subject gets for one share, or to start, before it counts as hung.
         skipped: What cannot take part.
@@ -118,7 +118,7 @@ class Plan:
     entries: tuple[Entry, ...]
     rounds: int
     is_quick: bool
-    pin: list[int] | None = None
+    pinned: dict[str, list[int]] = field(default_factory=dict)
     seed: int = 0
     timeout: float = 30.0
     skipped: tuple[Skipped, ...] = field(default=())
@@ -127,7 +127,7 @@ class Plan:
         """Return the cases that one set of processes does, with the workload that these are told."""
         stages: dict[str, list[Case]] = {}
         for case in self.cases:
-            stage = SHARING[0] if self.is_quick and case.workload in SHARING else case.workload
+            stage = SHARING[0] if self.is_quick and not self.pinned and case.workload in SHARING else case.workload
             stages.setdefault(stage, []).append(case)
         return list(stages.items())
 
@@ -241,6 +241,9 @@ SLOW = {
 # Workloads that can have the same processes, one after the other: the quick mode's way. Otherwise each has its own, so
 # that what one leaves behind in memory and caches is not the next one's.
 SHARING = ("latency", "transfer", "throughput", "kinds", "fds")
+# Workloads in which one side waits while the other works. Left free, their time is that of a wake-up on another core,
+# or of none, as the kernel decides: figures that differ by a factor of four, by chance.
+ALTERNATING = frozenset({"latency", "connect", "kinds", "fds"})
 # The share of a round that the quick mode gives, and its rounds.
 QUICK_SHARE, QUICK_ROUNDS, FULL_ROUNDS = 0.15, 3, 5
 
@@ -251,7 +254,7 @@ def make_plan(
     subjects: Sequence[str] | None = None,
     *,
     rounds: int | None = None,
-    pin: list[int] | None = None,
+    pin: list[int] | str = "free",
     seed: int = 0,
     entries: Sequence[Entry] | None = None,
 ) -> Plan:
@@ -263,7 +266,8 @@ def make_plan(
         subjects: Names, or their first words: "grpc" is every subject of grpc. All of them when left out; in the
             quick mode then those that it has time for. The reference always takes part.
         rounds: Rounds of each case; 5, or 3 in the quick mode, when left out.
-        pin: Cores to keep every process to.
+        pin: Cores to keep every process to; "free" to leave that to the kernel; "alone" to keep those workloads to one
+            core in which one side waits for the other.
         seed: What the order within the rounds is drawn from.
         entries: The subjects to choose from; all there are when left out.
 
@@ -293,7 +297,7 @@ def make_plan(
         entries=tuple(entry for entry in wanted if entry.subject.name not in missing),
         rounds=rounds,
         is_quick=is_quick,
-        pin=_checked_pin(pin),
+        pinned=_pinned(pin, {case.workload for case in cases}),
         seed=seed,
         skipped=tuple(Skipped(name, reason) for name, reason in missing.items()),
     )
@@ -319,10 +323,12 @@ def _is_meant(wanted: str, entry: Entry) -> bool:
     return name == wanted.lower() or name.startswith((f"{wanted.lower()} ", f"{wanted.lower()},"))
 
 
-def _checked_pin(pin: list[int] | None) -> list[int] | None:
-    if pin is None:
-        return None
-    there = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if not pin or not set(pin) <= there:
-        raise ValueError(f"cannot keep to cores {pin}: this process may use {sorted(there)}")
-    return sorted(set(pin))
+def _pinned(pin: list[int] | str, workloads: set[str]) -> dict[str, list[int]]:
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if isinstance(pin, str):
+        if pin not in ("free", "alone"):
+            raise ValueError(f"cannot keep to cores {pin!r}: give numbers, free or alone")
+        return {name: there[-1:] for name in WORKLOADS if pin == "alone" and there and name in ALTERNATING & workloads}
+    if not pin or not set(pin) <= set(there):
+        raise ValueError(f"cannot keep to cores {pin}: this process may use {there}")
+    return {name: sorted(set(pin)) for name in WORKLOADS if name in workloads}

@@ -90,7 +90,8 @@ class Results(msgspec.Struct, kw_only=True):
         began: When it began, UTC, ISO 8601.
         seconds: How long it took.
         is_quick: Whether it was the quick mode, whose figures are coarse.
-        pinned: The processor cores that every process was kept to, or None.
+        pinned: The processor cores that the processes of a workload were kept to, by workload; the others were free.
+            A subject that spins on shared memory is free in all of them: on one core it would wait for itself.
         machine: Facts of the machine, by name: "cpu", "kernel", "python" and so on.
         rounds: How many rounds there were; fewer for the slowest cases.
         measurements: In the order of the plan.
@@ -101,7 +102,7 @@ class Results(msgspec.Struct, kw_only=True):
     began: str
     seconds: float
     is_quick: bool
-    pinned: list[int] | None
+    pinned: dict[str, list[int]]
     machine: dict[str, str]
     rounds: int
     measurements: list[Measurement]

@@ -42,7 +42,7 @@ def run(plan: Plan, on_progress: OnProgress = lambda _text, _done, _total: None)
         began=began.isoformat(timespec="seconds"),
         seconds=round(monotonic() - start, 1),
         is_quick=plan.is_quick,
-        pinned=plan.pin,
+        pinned=plan.pinned,
         machine=facts,
         rounds=plan.rounds,
         measurements=runner.measurements,
@@ -102,7 +102,8 @@ class _Runner:
         try:
             for entry in self._entries:
                 if any(case.suits(entry.subject) for case in cases):
-                    teams.append(Team(entry, base / str(len(teams)), tools, workload, self._plan.pin))
+                    pin = None if entry.subject.transport == "shm" else self._plan.pinned.get(cases[0].workload)
+                    teams.append(Team(entry, base / str(len(teams)), tools, workload, pin))
             self._say(f"{workload}: starting {len(teams)} servers and their clients")
             timeout = self._plan.timeout
             self._each(teams, workload, lambda team: team.start_server())

@@ -47,7 +47,12 @@ _Rounds = Annotated[
 ]
 _Pin = Annotated[
     str | None,
-    typer.Option("--pin", metavar="CORES", help="Keep every process to these cores, such as 0,1.", show_default=False),
+    typer.Option(
+        "--pin",
+        metavar="CORES",
+        help="Keep every process to these cores, such as 0,1; or free; or alone: one core where one side waits.",
+        show_default=False,
+    ),
 ]
 _Chart = Annotated[
     Path | None,
@@ -126,12 +131,14 @@ def _measured(
         return run(plan, show)
 
 
-def _cores(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
+def _cores(text: str | None) -> list[int] | str:
+    if text is None or text in ("free", "alone"):
+        return text or "free"
     parts = text.split(",")
     if not all(part.strip().isascii() and part.strip().isdecimal() for part in parts):
-        raise UsageError(f"--pin {text!r} must be numbers of cores with commas between them, such as 0,1")
+        raise UsageError(
+            f"--pin {text!r} must be numbers of cores with commas between them, such as 0,1, or free, or alone"
+        )
     return [int(part) for part in parts]
 
 
