@@ -41,7 +41,7 @@ MODULES = (
     "hostline.protocol.connection.client",
     "hostline.protocol.connection.server",
 )
-COUNT = 1500
+COUNT = 800
 
 pytestmark = [
     pytest.mark.skipif(not hostline.is_compiled(), reason="the compiled core is not here: HOSTLINE_BUILD_EXT=yes"),

@@ -63,7 +63,7 @@ def test_a_web_server_is_lent_a_socket(sock_dir: Path) -> None:
     with Running("run", "-l", path, *command, cwd=sock_dir, ready="Uvicorn running") as run:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         answer = hostline("cat", path, input=b"GET / HTTP/1.0\r\n\r\n").stdout
-        assert answer.endswith(b"\r\n\r\nhello over a lent socket")
+        assert b"hello over a lent socket" in answer.partition(b"\r\n\r\n")[2]  # perhaps in chunks
         run.stop()
     assert not path.exists()
 
