@@ -243,6 +243,8 @@ cdef object _sender(sockaddr_un *sender, unsigned int size):
     cdef char *path = <char *>sender + PATH_AT
     if size <= PATH_AT:
         return None
+    if size > sizeof(sockaddr_un):
+        size = sizeof(sockaddr_un)  # a path without a zero at its end counts one byte more than there is room for
     if path[0] == 0:
         return PyBytes_FromStringAndSize(path, size - PATH_AT)
     return PyUnicode_DecodeFSDefaultAndSize(path, strnlen(path, size - PATH_AT))
