@@ -205,6 +205,7 @@ class Caller:
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items, context)
         self._starts[call_id] = self._outgoing.queued_total
         self._queue(frame)
+        self._outgoing.own()  # the program goes on while it is sent, and what it was given may change
         if self._liveness is not None:
             self._watch_life()
         return call_id
