@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.leaks import wait_until
+from tests.serving import ServerThread
 
 import hostline
 from hostline.errors import (
@@ -28,8 +30,6 @@ from hostline.rpc.dispatch import Refusal, bind, describe_failure
 from hostline.rpc.service import Method
 from hostline.unix.credentials import Peer
 from hostline.wire.codec import ErrorCode
-from tests.leaks import wait_until
-from tests.serving import ServerThread
 
 PEER = Peer(4711, 1000, 1000)
 CONTEXT = Context(PEER, "m", 1)
