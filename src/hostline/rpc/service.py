@@ -250,7 +250,7 @@ class ServiceBase:
         """
         if function is None:
             return lambda handler: self._add(handler, options)
-        return self._add(function, {})
+        return self._add(function, options)
 
     def _add(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
         method = Method(function, **options)

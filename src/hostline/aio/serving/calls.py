@@ -154,6 +154,9 @@ class Calls:
             self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self.account))
             return
         if method.is_inline:
+            if time_left is not None and time_left <= 0:
+                self.fail(call_id, ErrorCode.DEADLINE, f"deadline of {method.name} passed")
+                return
             self._run_inline(method, call_id, payload, is_named, time_left, frame.fds)
             return
         deadline = _deadline(time_left)
