@@ -127,6 +127,8 @@ class Caller:
             raise deadline_error(method, seconds) from None
         except asyncio.CancelledError:
             self._cancel(call_id)
+            if answered.done() and not answered.cancelled():
+                answered.exception()  # looked at: the deadline came in the same turn of the loop, and nobody else will
             raise
         finally:
             self._starts.pop(call_id, None)
