@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,16 @@ from hostline.errors import DescriptorError, InvalidArgumentError, OverloadedErr
 from hostline.limits import INLINE_BUFFER, MAX_BUFFER_SIZE
 from hostline.unix.passing.memory import map_sealed, sealed_memory
 from hostline.wire.attached import pack_buffer
-from hostline.wire.codec import ErrorCode, decode_failure, encode_call
-from hostline.wire.frame import Kind
+from hostline.wire.codec import (
+    ErrorCode,
+    MethodEntry,
+    ServerHello,
+    decode_failure,
+    encode_call,
+    encode_hello,
+    own_features,
+)
+from hostline.wire.frame import Frame, FrameDecoder, Kind
 from tests.leaks import open_descriptors, wait_until
 from tests.serving import AsyncLine, RawClient, ServerThread, Stage, loop_names, resident_bytes, stages
 
@@ -231,6 +240,48 @@ def test_a_small_buffer_does_not_keep_its_large_frame(sock_dir: Path, size: int)
     assert (small, large) == (b"s" * 1000, b"l" * size)
     assert isinstance(small.obj, bytes)
     assert isinstance(large.obj, bytearray), "it is where it was received"
+
+
+def test_an_argument_beside_a_stream_is_what_it_was_when_the_call_began(sock_dir: Path, run_async: Any) -> None:
+    """The caller's own generator runs while the call is still being sent, and may reuse what it was made of."""
+    path = str(sock_dir / "s")
+    size = 8 * MIB  # more than any send buffer takes at once
+    may_read = threading.Event()
+    seen: list[Frame] = []
+
+    def read_late(listener: socket.socket) -> None:
+        with listener.accept()[0] as sock:
+            methods = [MethodEntry("both", streams_argument=True, takes_descriptors=True)]
+            features = own_features(has_descriptors=False)  # so that it stands in the frame, whatever its size
+            hello = ServerHello(service="s", features=features, max_frame_size=2 * size, methods=methods)
+            sock.sendall(encode_hello(hello))
+            assert may_read.wait(10.0)
+            decoder = FrameDecoder(2 * size)
+            while not any(frame.kind == Kind.CALL for frame in seen):
+                seen.extend(decoder.receive_data(sock.recv(65536)))
+
+    async def story() -> None:
+        memory = bytearray(b"a") * size
+
+        async def numbers() -> AsyncIterator[int]:
+            memory[:] = bytes(size)
+            may_read.set()
+            yield 1
+
+        async with hostline.aio.connect(path) as line:
+            with pytest.raises(hostline.HostlineError):
+                await line.call("both", Buffer(memory), numbers(), timeout=10.0)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        server = threading.Thread(target=read_late, args=(listener,))
+        server.start()
+        run_async(story)
+        server.join(10.0)
+    payload = next(bytes(frame.payload) for frame in seen if frame.kind == Kind.CALL)
+    assert payload.count(b"a") >= size
+    assert len(payload) - size < 100
 
 
 def test_nothing_is_held_after_the_call(stage: Stage, world: World) -> None:

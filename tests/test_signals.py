@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import hostline
 from hostline.errors import DeadlineExceededError
+from hostline.wire.codec import ServerHello, encode_hello, own_features
 from tests.faces import every_millisecond
 from tests.serving import ServerProcess, ServerThread, loop_factory_named, loop_names
 
@@ -143,3 +146,64 @@ def test_a_server_is_not_disturbed(sock_dir: Path, loop: str) -> None:
 
 def void(_: object) -> None:
     """Take a value and give none."""
+
+
+@pytest.mark.parametrize("size", [0, 1 << 23])
+def test_a_deadline_is_kept_under_signals_where_the_server_says_nothing(sock_dir: Path, size: int) -> None:
+    """Nor takes anything; the time is not given anew with each signal."""
+    service = hostline.Service("silent")
+
+    @service.method
+    def take(data: hostline.Buffer) -> int:
+        return len(data)
+
+    with silent(service, sock_dir / "s"), hostline.connect(sock_dir / "s") as line, every_millisecond():
+        # Without signals even a wait that each of them begins anew comes to its end.
+        end = threading.Timer(3.0, signal.setitimer, (signal.ITIMER_REAL, 0))
+        end.start()
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            line.call("take", hostline.Buffer(bytes(size)), timeout=0.3)
+        end.cancel()
+        assert 0.29 < time.monotonic() - started < 1.5
+
+
+@pytest.mark.parametrize("every", [0.05, 0.2])
+def test_a_deadline_is_kept_where_the_server_reads_a_little_now_and_then(sock_dir: Path, every: float) -> None:
+    service = hostline.Service("slow")
+
+    @service.method
+    def take(data: hostline.Buffer) -> int:
+        return len(data)
+
+    with silent(service, sock_dir / "s", every), hostline.connect(sock_dir / "s") as line:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            line.call("take", hostline.Buffer(bytes(12 << 20)), timeout=0.3)
+        assert 0.29 < time.monotonic() - started < 1.5
+
+
+@contextmanager
+def silent(service: hostline.Service, path: Path, every: float | None = None) -> Iterator[None]:
+    """Greet as a service that takes no descriptors, then say nothing; read half a mebibyte at intervals, or nothing."""
+    methods = [method.entry for method in service.methods.values()]
+    features = own_features(has_descriptors=False)
+    hello = encode_hello(ServerHello(service="s", max_frame_size=16 << 20, features=features, methods=methods))
+    is_over = threading.Event()
+
+    def serve() -> None:
+        with listener.accept()[0] as sock:
+            sock.sendall(hello)
+            while not is_over.wait(every):
+                sock.recv(512 << 10, socket.MSG_WAITALL)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join(10.0)

@@ -410,6 +410,19 @@ def test_a_handler_may_answer_before_it_has_seen_all(stage: Stage, kind: str, wo
     server.wait_idle()
 
 
+def test_a_handler_without_await_gets_its_argument_too(sock_dir: Path, loop: str) -> None:
+    """It may pass the items on to a task of its own."""
+    service = hostline.Service("idle")
+
+    async def look(items: AsyncIterator[int]) -> bool:
+        return hasattr(items, "__anext__")
+
+    service.method(look)
+    with ServerThread(service, sock_dir / "s", loop=loop) as server, hostline.connect(server.address) as line:
+        assert line.call("look", iter([1, 2, 3]), timeout=5.0) is True
+        server.wait_idle()
+
+
 def test_an_item_of_the_wrong_type_is_refused_by_name_and_number(stage: Stage, kind: str, world: World) -> None:
     server = stage.serve(world.service)
     line = stage.connect()

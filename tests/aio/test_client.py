@@ -7,6 +7,7 @@ import gc
 import random
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,32 @@ def test_calls_cancelled_at_their_very_deadline_make_no_noise(run_async: Any, so
                 results = await asyncio.gather(*calls, return_exceptions=True)
                 assert {type(result) for result in results} <= {asyncio.CancelledError, DeadlineExceededError}
             assert line._connection.protocol.in_flight == {}
+
+    run_async(main)
+
+
+def test_a_call_whose_deadline_came_while_it_was_cancelled_makes_no_noise(
+    run_async: Any, hostline_stalled_peer: Any
+) -> None:
+    """Before it was sent at all, in one turn of the loop, which was busy."""
+    peer = hostline_stalled_peer(["take"])
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with hostline.aio.connect(peer.address) as line:
+            before = [asyncio.create_task(line.call("take", bytes(900_000), timeout=30.0)) for _ in range(4)]
+            await asyncio.sleep(0)
+            call = asyncio.create_task(line.call("take", 1, timeout=0.05))
+            await asyncio.sleep(0.01)
+            loop.call_later(0.02, call.cancel)
+            loop.call_soon(time.sleep, 0.1)
+            with pytest.raises((asyncio.CancelledError, DeadlineExceededError)):
+                await call
+            del call
+            for one in before:
+                one.cancel()
+            await asyncio.gather(*before, return_exceptions=True)
+            gc.collect()
 
     run_async(main)
 

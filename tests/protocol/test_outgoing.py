@@ -100,3 +100,26 @@ def test_what_waits_is_our_own_once_it_was_copied() -> None:
     memory[:] = bytes(len(memory))
     memory.append(0)  # nothing holds a view of it any more
     assert b"".join(data for data, _ in leave(outgoing)) == whole[sent:]
+
+
+def test_a_piece_that_was_copied_is_not_taken_for_the_end_of_a_stream() -> None:
+    """What stands behind a large buffer is as long as the caller likes, and says what the caller likes."""
+    end = encode_frame(Kind.END, 7)
+    attach = Attachments(1 << 20, False)
+    values = (Buffer(bytes(400_000)), b"\0\0" + end[4:])  # with its own head, 16 bytes that have the END's kind and id
+    frame = encode_reply(1, values, attach=attach)
+    assert isinstance(frame, Scattered)
+    assert len(frame.pieces[-1]) == HEADER_SIZE
+    whole = b"".join(frame.pieces)
+    outgoing = Outgoing()
+    outgoing.append(frame)
+    outgoing.own()
+    assert not outgoing.replace_end(7, b"something else")
+    assert b"".join(data for data, _ in leave(outgoing)) == whole
+
+
+def test_nothing_is_offered_once_all_was_forgotten() -> None:
+    outgoing = Outgoing()
+    outgoing.append(large(bytearray(400_000)))
+    outgoing.clear()
+    assert outgoing.buffers() == []

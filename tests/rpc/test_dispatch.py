@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from tests.leaks import wait_until
+from tests.serving import ServerThread
 
+import hostline
 from hostline.errors import (
     DeadlineExceededError,
     InternalError,
@@ -183,3 +190,70 @@ def test_two_failures_have_two_references(caplog: pytest.LogCaptureFixture) -> N
 def test_an_exception_that_cannot_be_put_into_words_is_logged_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     assert described(Mute()).code == ErrorCode.INTERNAL
     assert len(caplog.records) == 1
+
+
+def test_all_threads_that_wait_on_one_context_are_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that come while the first of them makes the event that they wait for."""
+    context = Context(PEER, "m", 1)
+    both_wait = threading.Semaphore(0)
+    others: list[threading.Thread] = []
+    first_made: list[threading.Event] = []
+
+    def waiting() -> None:
+        context.wait_cancelled(10.0)
+        both_wait.release()
+
+    def slowly_made() -> threading.Event:
+        event = made()
+        if not others:
+            others.append(threading.Thread(target=waiting))
+            others[0].start()
+            time.sleep(0.2)  # for the other to come by; whether it waits for us cannot be seen
+            first_made.append(event)
+        return event
+
+    made = threading.Event
+    monkeypatch.setattr(
+        "hostline.rpc.context.threading", SimpleNamespace(Event=slowly_made, TIMEOUT_MAX=threading.TIMEOUT_MAX)
+    )
+    first = threading.Thread(target=waiting)
+    first.start()
+    assert wait_until(lambda: bool(first_made) and context._ended is first_made[0], 5.0)
+    context.end()
+    assert both_wait.acquire(timeout=5.0)
+    assert both_wait.acquire(timeout=5.0), "one of two threads was not woken"
+    for thread in (first, *others):
+        thread.join(5.0)
+
+
+class Words(str):
+    """As a translation is, made when it is looked at."""
+
+    __slots__ = ()
+
+
+class TranslatedError(Exception):
+    def __str__(self) -> str:
+        return Words("said otherwise")
+
+
+@pytest.mark.parametrize("kind", ["worker", "inline", "task", "instant"])
+def test_an_exception_whose_text_is_no_plain_str_is_answered(kind: str, sock_dir: Path) -> None:
+    service = hostline.Service("words")
+
+    def fail() -> None:
+        raise TranslatedError
+
+    async def fail_at_once() -> None:
+        raise TranslatedError
+
+    async def fail_later() -> None:
+        await asyncio.sleep(0)
+        raise TranslatedError
+
+    function = {"task": fail_later, "instant": fail_at_once}.get(kind, fail)
+    service.method(name="fail", raises=[TranslatedError], inline=kind == "inline")(function)
+    with ServerThread(service, sock_dir / "s") as server, hostline.connect(server.address) as line:
+        with pytest.raises(TranslatedError):
+            line.call("fail", raises=[TranslatedError], timeout=5.0)
+        server.wait_idle()

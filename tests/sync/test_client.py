@@ -631,3 +631,18 @@ def test_a_wait_beyond_what_poll_takes_is_a_wait_all_the_same(seconds: float) ->
         finally:
             sender.join()
     assert poll_milliseconds(seconds) in (0x7FFF_FFFF, None)
+
+
+def test_a_double_takes_the_place_of_a_method_of_one_line(sock_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the tests of a program that calls, compiled or not."""
+    service = hostline.Service("one")
+
+    @service.method
+    async def echo(value: int) -> int:
+        return value
+
+    with ServerThread(service, sock_dir / "s"), hostline.connect(sock_dir / "s") as line:
+        with monkeypatch.context() as patch:
+            patch.setattr(line, "call", lambda *_: "a double")
+            assert line.call("echo", 1) == "a double"
+        assert line.call("echo", 1) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from tests import core
 
+from hostline.unix.address import PathAddress
 from hostline.unix.options import allow_credentials, mark_packets
 from hostline.unix.passing import ancillary, packets
 from hostline.unix.passing.packets import recv_waiting, send_packets
@@ -194,6 +197,29 @@ def test_senders_and_their_credentials_are_the_same(
     assert refused[0] != "OSError"
     assert [data for data, *_ in found[0]] == [b"1", b""] * 3
     assert [peer is not None for *_, peer, _ in found[0]] == [has_credentials] * 6
+
+
+def test_a_sender_whose_path_fills_its_address_is_named_as_it_is(
+    sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for a zero at its end then, and the kernel counts one byte more than it writes."""
+    path = (str(sock_dir / "long") + "g" * 108).encode()[:108]
+    address = struct.pack("@H", socket.AF_UNIX) + path
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        # Python's own bind wants the zero.
+        assert ctypes.CDLL(None).bind(sender.fileno(), address, len(address)) == 0
+        receiver.bind(str(sock_dir / "r"))
+
+        def story() -> Any:
+            for _ in range(3):
+                sender.sendto(b"x", str(sock_dir / "r"))
+            return received(receiver, "datagram")
+
+        found = both_ways(monkeypatch, story)[0]
+        assert [one[2] for one in found] == [PathAddress(os.fsdecode(path))] * 3
 
 
 def test_large_packets_are_received_whole_whatever_the_room(monkeypatch: pytest.MonkeyPatch) -> None:

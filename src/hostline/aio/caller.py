@@ -127,6 +127,8 @@ class Caller:
             raise deadline_error(method, seconds) from None
         except asyncio.CancelledError:
             self._cancel(call_id)
+            if answered.done() and not answered.cancelled():
+                answered.exception()  # looked at: the deadline came in the same turn of the loop, and nobody else will
             raise
         finally:
             self._starts.pop(call_id, None)
@@ -205,6 +207,7 @@ class Caller:
         call_id, frame = self.protocol.call(method, args, keywords, wire_time(deadline), ticket, has_items, context)
         self._starts[call_id] = self._outgoing.queued_total
         self._queue(frame)
+        self._outgoing.own()  # the program goes on while it is sent, and what it was given may change
         if self._liveness is not None:
             self._watch_life()
         return call_id

@@ -64,7 +64,8 @@ class Outgoing:
             self._has_borrowed = False
             for index, buffer in enumerate(self._buffers):
                 if type(buffer) is memoryview and type(buffer.obj) not in _OWN:
-                    self._buffers[index] = bytes(buffer)
+                    # A view still: a piece of a frame in the form of `bytes` would pass for a frame (`replace_end`).
+                    self._buffers[index] = memoryview(bytes(buffer))
 
     def buffers(self) -> list[bytes | bytearray | memoryview]:
         """Return what to offer next, for one sendmsg.
@@ -151,6 +152,7 @@ class Outgoing:
                 close_attached(frame)
             self._attached.clear()
         self._buffers.clear()
+        self._has_borrowed = False
         self.size = 0
 
 

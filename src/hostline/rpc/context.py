@@ -14,6 +14,10 @@ from hostline.unix.credentials import Peer
 __all__ = ["Context", "StoppedError", "Stopping", "current_context", "enter_context"]
 
 
+# Held while a context's event is made.
+_making: Final = threading.Lock()
+
+
 class Stopping:
     """Tell those who listen, once, that the server is stopping; from any thread."""
 
@@ -87,7 +91,10 @@ class Context:
         """
         ended = self._ended
         if ended is None:
-            ended = self._ended = threading.Event()
+            with _making:  # a handler's threads may all wait here: for the same event
+                ended = self._ended
+                if ended is None:
+                    ended = self._ended = threading.Event()
         if self._reason is None:  # looked at after the event is there for `end`, which looks for it after the reason is
             ended.wait(max(0.0, min(timeout, self.time_left, threading.TIMEOUT_MAX)))
         return self.is_cancelled

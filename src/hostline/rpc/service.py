@@ -80,9 +80,10 @@ class Method:
         self.name = check_method_name(name or str(getattr(function, "__name__", "")))
         self.function = function
         self.execution = _execution(self.name, function, inline)
-        self.is_instant = self.execution is Execution.TASK and _never_waits(function)
-        self.is_inline = self.is_instant or self.execution is Execution.INLINE
         self.signature = Signature(function, injected=(Context,))
+        is_alone = self.execution is Execution.TASK and self.signature.stream is None
+        self.is_instant = is_alone and _never_waits(function)
+        self.is_inline = self.is_instant or self.execution is Execution.INLINE
         self.context_name = self.signature.injected.get(Context)
         _check_streams(self.name, function, self.execution, self.signature)
         self.raises: tuple[type[Exception], ...] = (raises,) if isinstance(raises, type) else tuple(raises)

@@ -37,7 +37,17 @@ from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached, Scattered
 from hostline.wire.frame import Frame
 
+try:
+    from hostline.unix.passing.mmsg import recv_once, send_once
+except ImportError:  # not compiled, or not Linux: whoever waits polls
+    _WAITS_IN_KERNEL = False
+else:
+    _WAITS_IN_KERNEL = True
+
 __all__ = ["Caller"]
+
+# What one send that waits for room may hold: the kernel waits for each of its buffers anew, and this fits into one.
+_ONE_BUFFER: Final = 32 << 10
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -369,18 +379,29 @@ class Caller:
         outgoing = Outgoing()
         outgoing.append(frame)
         widen(self._sock)
-        if self._liveness is None:
-            # The kernel waits: it goes on as soon as there is room, and poll(2) says so only when most of it is free.
-            set_kernel_timeout(self._sock, socket.SO_SNDTIMEO, deadline.remaining())
         while outgoing.size:
             try:
-                flags = _SEND_FLAGS if self._liveness is not None else _SEND_FLAGS & ~socket.MSG_DONTWAIT
-                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], flags))
+                outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
             except BlockingIOError:
-                self._wait_for_room(deadline)
+                if self._liveness is not None or not _WAITS_IN_KERNEL:
+                    self._wait_for_room(deadline)
+                else:
+                    self._send_when_room(outgoing, deadline)
             except OSError as error:
                 was_sent = outgoing.sent_total > 0
                 raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
+
+    def _send_when_room(self, outgoing: Outgoing, deadline: Deadline) -> None:
+        """Send a little as soon as there is room for it: poll(2) says so only when most of the buffer is free."""
+        left = deadline.remaining()
+        if left <= 0:
+            raise TimeoutError
+        piece = memoryview(outgoing.buffers()[0])[:_ONE_BUFFER]
+        try:
+            set_kernel_timeout(self._sock, socket.SO_SNDTIMEO, left)
+            outgoing.sent(send_once(self._sock.fileno(), piece, _SEND_FLAGS & ~socket.MSG_DONTWAIT))
+        except OSError as error:
+            raise BrokenCallError("the server closed the connection", was_sent=outgoing.sent_total > 0) from error
 
     def _send_attached(self, frame: Attached, deadline: Deadline) -> None:
         """Send a frame with its descriptors, and close those: they have left, or never will."""
@@ -460,7 +481,12 @@ class Caller:
                 return recv_large(self._sock, space, max_fds)
             if max_fds:
                 return recv_attached(self._sock, READ_SIZE, max_fds)
-            data = self._sock.recv(self._read_size, flags)
+            if flags:
+                data = self._sock.recv(self._read_size, flags)
+            elif (waited := recv_once(self._sock.fileno(), self._read_size)) is not None:
+                data = waited
+            else:
+                return None, None
             self._read_size = next_read_size(self._read_size, len(data))
             return data, None
         except BlockingIOError:
@@ -481,7 +507,8 @@ class Caller:
         protocol = self.protocol
         data: bytes | memoryview | None = None
         fds: list[Fd] | None = None
-        if not protocol.max_fds and self._liveness is None and deadline.remaining() > _READ_WAIT:
+        is_plain = _WAITS_IN_KERNEL and not protocol.max_fds and self._liveness is None
+        if is_plain and deadline.remaining() > _READ_WAIT:
             data, _ = self._recv(0)  # the kernel waits a little; poll goes on to the deadline
         if data is None:
             self._wait_for_data(deadline)

@@ -13,6 +13,7 @@ cdef class Line:
     cdef public SharedPool _pool
     cdef public bint _is_closed
     cdef object __weakref__
+    cdef dict __dict__  # a program puts a double of `call` in its place, in its tests
 
     @cython.locals(deadline=Deadline)
     cpdef object _invoke(

@@ -26,4 +26,4 @@ cdef class Calls:
     cpdef object _run_inline(self, Method method, call_id, payload, bint is_named, time_left, fds)
     cpdef object _answer(self, Method method, call_id, result)
     cpdef bint _charge_unsent(self, frame) except *
-    cpdef object fail(self, call_id, str code, str message, str name=*)
+    cpdef object fail(self, call_id, code, message, name=*)  # texts of errors may be of a class of their own

@@ -3,12 +3,15 @@
 What comes back is what the socket module's `send` and `recvmsg` give, errors included; packets.py decides what it means,
 and does the same in Python where this is not compiled. Not recvmmsg(2): it goes on behind a message that was cut off or
 is the end, and what it then took would have no place to wait. It was no faster in a loop without the interpreter.
+
+Beside them one recv(2) and one send(2) that wait in the kernel, and come back when a signal does: the socket module's
+begin such a wait anew, so that signals which come often enough keep it from its end.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -62,6 +65,8 @@ cdef extern from *:
     Py_ssize_t hostline_size(cmsghdr *entry) nogil
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
+    ssize_t recv(int fd, void *data, size_t size, int flags) nogil
+    ssize_t send(int fd, const void *data, size_t size, int flags) nogil
 
 cdef enum:
     AT_ONCE = 64  # packets in one system call, or in one loop without the interpreter
@@ -198,6 +203,54 @@ def recv_packets(int fd, Py_ssize_t size, Py_ssize_t control_size, Py_ssize_t ma
         free(data)
 
 
+def recv_once(int fd, Py_ssize_t size):
+    """Receive bytes of a stream, and wait for them as long as SO_RCVTIMEO says.
+
+    `socket.recv` begins to wait anew after each signal, for as long as they come more often than that time is over.
+
+    Returns:
+        The bytes, none at the end of the stream; None where nothing came in time, or a signal did.
+
+    Raises:
+        OSError: As from `socket.recv`; BaseException from a signal handler.
+    """
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *place = PyBytes_AS_STRING(made)
+    cdef ssize_t count
+    with nogil:
+        count = recv(fd, place, size, 0)
+    if count >= 0:
+        return made if count == size else made[:count]
+    if errno == EINTR:
+        PyErr_CheckSignals()
+    elif errno != EAGAIN:  # which is EWOULDBLOCK on Linux
+        PyErr_SetFromErrno(OSError)
+    return None
+
+
+def send_once(int fd, object data, int flags):
+    """Send bytes of a stream, and wait for room as long as SO_SNDTIMEO says; for the rest as `recv_once`.
+
+    Returns:
+        How many were sent; 0 where there was no room in time, or a signal came.
+    """
+    cdef Py_buffer view
+    cdef ssize_t count
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        with nogil:
+            count = send(fd, view.buf, view.len, flags)
+        if count >= 0:
+            return count
+        if errno == EINTR:
+            PyErr_CheckSignals()
+        elif errno != EAGAIN:  # which is EWOULDBLOCK on Linux
+            PyErr_SetFromErrno(OSError)
+        return 0
+    finally:
+        PyBuffer_Release(&view)
+
+
 cdef bint _is_plain(msghdr *message, Py_ssize_t length) noexcept nogil:
     """Say whether a message says nothing of those behind it."""
     cdef cmsghdr *entry
@@ -243,6 +296,8 @@ cdef object _sender(sockaddr_un *sender, unsigned int size):
     cdef char *path = <char *>sender + PATH_AT
     if size <= PATH_AT:
         return None
+    if size > sizeof(sockaddr_un):
+        size = sizeof(sockaddr_un)  # a path without a zero at its end counts one byte more than there is room for
     if path[0] == 0:
         return PyBytes_FromStringAndSize(path, size - PATH_AT)
     return PyUnicode_DecodeFSDefaultAndSize(path, strnlen(path, size - PATH_AT))
