@@ -154,9 +154,6 @@ class Calls:
             self.fail(call_id, ErrorCode.OVERLOADED, self._server.accounts.descriptors_text(self.account))
             return
         if method.is_inline:
-            if time_left is not None and time_left <= 0:
-                self.fail(call_id, ErrorCode.DEADLINE, f"deadline of {method.name} passed")
-                return
             self._run_inline(method, call_id, payload, is_named, time_left, frame.fds)
             return
         deadline = _deadline(time_left)
@@ -245,6 +242,9 @@ class Calls:
         self, method: Method, call_id: int, payload: Payload, is_named: bool, time_left: float | None, fds: Sequence[Fd]
     ) -> None:
         """Run a handler here and now: no slot, no task, no timer; it ends before anything else happens."""
+        if time_left is not None and time_left <= 0:
+            self.fail(call_id, ErrorCode.DEADLINE, f"deadline of {method.name} passed")
+            return
         context: Context | None = None
         call: RunningCall | None = None
         if method.context_name is not None:
