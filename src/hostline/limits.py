@@ -127,8 +127,8 @@ MAX_ELEMENTS = 100_000
 # number of system calls.
 READ_SIZE = 64 << 10
 
-# Bytes of the first reads of a connection, and of those of one on which little comes: memory for a whole READ_SIZE
-# costs more than the system call that fills a corner of it.
+# Bytes of the first reads of a connection, and of those of one on which little comes, so that nobody holds a whole
+# READ_SIZE for a small frame, not even for a moment.
 LEAST_READ_SIZE = 4 << 10
 
 # Seconds until a connection that was read on an event loop that may have stopped watching it (libuv does at POLLERR) is

@@ -363,12 +363,17 @@ class Caller:
             self.close("the server is leaving")
 
     def _queue(self, data: bytes | bytearray) -> None:
-        """Send the first frame of a turn of the loop at once, and those that follow it together at the turn's end."""
+        """Send the first frame of a turn of the loop at once, and those that follow it together at the turn's end.
+
+        While no other call is under way, nothing is expected to follow.
+        """
         self._outgoing.append(data)
-        if not self._is_writing and not self._is_turn_open:
+        if self._is_writing or self._is_turn_open:
+            return
+        if len(self.protocol.in_flight) > 1:
             self._is_turn_open = True
             self._loop.call_soon(self._end_turn)
-            self._write()
+        self._write()
 
     def _end_turn(self) -> None:
         self._is_turn_open = False
