@@ -21,7 +21,9 @@ SHARED = ("hostline.errors", "hostline.limits", "hostline.clock", "hostline._ver
 
 
 # Whether this run does without the core on purpose.
-IS_LEFT_OUT = os.environ.get("HOSTLINE_PURE_PYTHON", "") not in ("", "0")
+IS_LEFT_OUT = (
+    os.environ.get("HOSTLINE_PURE_PYTHON", "") not in ("", "0") or os.environ.get("HOSTLINE_BUILD_EXT") == "no"
+)
 
 
 def name_of(path: Path) -> str:
