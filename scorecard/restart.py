@@ -45,6 +45,7 @@ def restart(ground: Ground, name: str, restarts: int, *, is_naive: bool) -> tupl
                 wait_until(lambda: not any(charges(line).values()), 10)
                 ground.charge(**charges(line))
                 ground.servers += 1
+            wait_until(lambda: old.fd_count() == first_count, 10)  # that line's own end is seen a moment later
         figures = {
             "restarts": restarts,
             "seconds_of_restarts": round(seconds, 1),
