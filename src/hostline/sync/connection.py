@@ -15,7 +15,7 @@ from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
 from hostline.limits import READ_SIZE
 from hostline.protocol.channels.batches import Batch, checked_count, count_sent
-from hostline.sync.polling import READABLE, WRITABLE, Endpoint
+from hostline.sync.polling import READABLE, WRITABLE, Endpoint, check_not_held, lock_timeout
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
@@ -71,7 +71,7 @@ class Connection(Endpoint):
         self.peer = peer
         self.max_fds = max_fds
         self._on_close = on_close
-        self._send_lock = threading.Lock()
+        self._send_lock = threading.RLock()
         self._torn = ""
         # What a `recv_many` met behind the messages it returned; the next receive raises it.
         self._late: list[HostlineError] = []
@@ -96,16 +96,23 @@ class Connection(Endpoint):
             ClosedError: This side was closed, perhaps while waiting.
         """
         deadline = Deadline.after(timeout)
+        place = object()
         try:
-            self._enter()
-            if not self._send_lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
-                raise translate(TimeoutError(), "send", self.type, self.address)
+            self._enter(place)
+            check_not_held(self._send_lock, "sends")
             try:
+                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                    raise translate(TimeoutError(), "send", self.type, self.address)
                 self._send_all(data, fds, deadline)
             finally:
-                self._send_lock.release()
+                try:
+                    self._send_lock.release()
+                except RuntimeError:
+                    pass  # it was not taken
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def _send_all(self, data: ReadableBuffer, fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
         if self._torn:
@@ -156,20 +163,29 @@ class Connection(Endpoint):
         """
         deadline = Deadline.after(timeout)
         batch = Batch(messages, is_stream=self.type == "stream")
+        place = object()
         try:
-            self._enter()
-            if not self._send_lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
-                raise translate(TimeoutError(), "send", self.type, self.address)
+            self._enter(place)
+            check_not_held(self._send_lock, "sends")
             try:
-                self._send_batch(batch, deadline)
+                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                    raise translate(TimeoutError(), "send", self.type, self.address)
+                try:
+                    self._send_batch(batch, deadline)
+                finally:
+                    self._torn = self._torn or batch.torn
             finally:
-                self._torn = self._torn or batch.torn
-                self._send_lock.release()
+                try:
+                    self._send_lock.release()
+                except RuntimeError:
+                    pass  # it was not taken
         except BaseException as error:
             count_sent(error, batch.sent_count)
             raise
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
         return batch.sent_count
 
     def _send_batch(self, batch: Batch, deadline: Deadline) -> None:
@@ -291,8 +307,9 @@ class Connection(Endpoint):
         if self.type == "stream":
             raise LocalProtocolError("a stream has no packets to be received one by one: use recv, or a channel")
         received = [self._receive(max_size, timeout)]
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             more, error = recv_waiting(
                 self._sock,
                 max_size,
@@ -309,7 +326,9 @@ class Connection(Endpoint):
         except HostlineError as error:  # closed meanwhile
             self._late.append(error)
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
         return [(data, fds) for data, fds, *_ in received]
 
     def _receive(self, max_size: int, timeout: float | None) -> Received:
@@ -317,8 +336,9 @@ class Connection(Endpoint):
         if self._late:
             self._raise_late()
         flags = 0 if timeout is None else socket.MSG_DONTWAIT
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             while True:
                 try:
                     received = recv_message(
@@ -340,7 +360,9 @@ class Connection(Endpoint):
                 raise self._closed() from error
             raise
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def _raise_late(self) -> None:
         try:
@@ -356,14 +378,17 @@ class Connection(Endpoint):
             PeerGoneError: The other side vanished.
             ClosedError: This side was closed.
         """
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 raise translate(error, "shutdown", self.type, self.address) from error
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def __iter__(self) -> Iterator[bytes]:
         """Receive until the other side ends cleanly."""
@@ -391,4 +416,4 @@ class Connection(Endpoint):
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self._send_lock = threading.Lock()
+        self._send_lock = threading.RLock()

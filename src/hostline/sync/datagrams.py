@@ -98,15 +98,18 @@ class Datagrams(Endpoint):
         target = None if to is None else parse_address(to)
         if target is None and not self._has_peer:
             raise LocalProtocolError("this datagram socket is not connected: say where to send with to=")
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             if target is None:
                 self._send(data, fds, None, self.address, deadline)
             else:
                 with kernel_address(target) as raw:
                     self._send(data, fds, raw, target.text, deadline)
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def send_many(
         self,
@@ -130,11 +133,12 @@ class Datagrams(Endpoint):
         """
         deadline = Deadline.after(timeout)
         batch = Batch(messages, is_stream=False)
+        place = object()
         try:
             target = None if to is None else parse_address(to)
             if target is None and not self._has_peer:
                 raise LocalProtocolError("this datagram socket is not connected: say where to send with to=")
-            self._enter()
+            self._enter(place)
             with nullcontext() if target is None else kernel_address(target) as raw:
                 where = self.address if target is None else target.text
                 self._send_batch(batch, raw, where, deadline)
@@ -142,7 +146,9 @@ class Datagrams(Endpoint):
             count_sent(error, batch.sent_count)
             raise
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
         return batch.sent_count
 
     def _send(
@@ -241,8 +247,9 @@ class Datagrams(Endpoint):
         """
         checked_count(max_count)
         datagrams = [self._receive(max_size, self.max_fds, timeout)]
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             more, error = recv_waiting(
                 self._sock,
                 max_size,
@@ -258,15 +265,18 @@ class Datagrams(Endpoint):
         except HostlineError as error:  # closed meanwhile
             self._late.append(error)
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
         return datagrams
 
     def _receive(self, max_size: int, max_fds: int, timeout: float | None) -> Datagram:
         deadline = Deadline.after(timeout)
         if self._late:
             self._raise_late()
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             while True:
                 try:
                     return recv_datagram(
@@ -280,7 +290,9 @@ class Datagrams(Endpoint):
                 except BlockingIOError:
                     self._wait(READABLE, deadline, "recv")
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def _raise_late(self) -> None:
         try:

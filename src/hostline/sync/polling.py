@@ -3,6 +3,11 @@
 A descriptor's number may be given to another file the moment it is closed, so that a thread which still waits on the
 number would read from somebody else's. Therefore every thread signs in before it touches the socket; `close` wakes
 those that are in, and the last to leave closes the descriptor.
+
+A signal handler may raise between any two lines, so signing out must not be a function of ours: Python looks for
+signals when one begins, and the call would stay signed in for ever. It is one call of a dict's method, which nothing
+comes before. Locks are RLocks for the same reason: a lock that may have been taken, or not yet, can be released only if
+it knows whose it is.
 """
 
 from __future__ import annotations
@@ -13,14 +18,19 @@ import select
 import socket
 import threading
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from hostline.clock import Deadline, monotonic, poll_milliseconds
-from hostline.errors import ClosedError, HostlineError
+from hostline.errors import ClosedError, HostlineError, LocalProtocolError
 from hostline.unix.address import SocketType
 from hostline.unix.oserrors import printable, translate, translated
 
-__all__ = ["READABLE", "WRITABLE", "Endpoint", "Wakeup"]
+__all__ = ["READABLE", "WRITABLE", "Endpoint", "LockType", "Wakeup", "check_not_held", "is_held", "lock_timeout"]
+
+if TYPE_CHECKING:
+    LockType = threading.RLock
+else:
+    LockType = type(threading.RLock())
 
 READABLE = select.POLLIN
 WRITABLE = select.POLLOUT
@@ -61,6 +71,32 @@ class Wakeup:
         self.close()
 
 
+def is_held(lock: LockType) -> bool:
+    """Whether this thread holds a lock."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]  # what threading.Condition asks as well
+
+
+def check_not_held(lock: LockType, what: str) -> None:
+    """Refuse to take a lock a second time, which only a signal handler can want: it would wait for itself.
+
+    To be called before the `try` whose `finally` releases the lock, as else the refusal would release it.
+
+    Args:
+        lock: The lock.
+        what: What its holder does, for the error's text: "sends".
+
+    Raises:
+        LocalProtocolError: This thread holds it.
+    """
+    if is_held(lock):
+        raise LocalProtocolError(f"the code that this signal handler interrupted {what} here, and has not done so yet")
+
+
+def lock_timeout(seconds: float | None) -> float:
+    """Return what `acquire` takes for so many seconds; None is for ever."""
+    return -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+
+
 class Endpoint:
     """Hold one socket that several threads use and any of them may close.
 
@@ -92,8 +128,8 @@ class Endpoint:
         self._wakeup = wakeup
         self._is_closed = False
         self._generation = Endpoint._forks
-        # The threads that are in. A list, because its append and remove are atomic and cost less than a lock.
-        self._users: list[int] = []
+        # The calls that are in, and the thread of each. A dict: its methods are atomic and cost less than a lock.
+        self._users: dict[object, int] = {}
         self._released = None if wakeup is None else threading.Event()
         # One entry, which whoever releases takes out: pop is atomic.
         self._unreleased = [True]
@@ -127,33 +163,39 @@ class Endpoint:
             return
         # Sign in like everybody, so that nothing is released while others are being woken. The order matters: whoever
         # signs in after the flag is set sees it, whoever did before is seen and woken.
-        self._users.append(threading.get_ident())
-        self._is_closed = True
-        if len(self._users) > 1:
-            self._wake()
-        self._leave()
+        place = object()
+        try:
+            self._users[place] = threading.get_ident()
+            self._is_closed = True
+            if len(self._users) > 1:
+                self._wake()
+        finally:
+            self._users.pop(place, None)
+            self._release_if_free()
         # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
-        if self._released is not None and threading.get_ident() not in self._users:
+        if self._released is not None and threading.get_ident() not in list(self._users.values()):
             self._released.wait(_LEAVE_TIMEOUT)
+            self._release_if_free()  # where a signal's exception kept the last that left from it
 
-    def _enter(self) -> None:
-        """Sign in: the first thing in a `try` whose `finally` calls `_leave`, so that no Ctrl-C falls in between.
+    def _enter(self, place: object) -> None:
+        """Sign in: the first thing in a `try` that ends with `finally: self._users.pop(place, None)`.
+
+        After that line goes `if self._is_closed: self._release_if_free()`.
+
+        Args:
+            place: A new object, made before the `try`.
 
         Raises:
             ClosedError: It was closed.
         """
         if self._generation != Endpoint._forks:
             self._after_fork()
-        self._users.append(threading.get_ident())
+        self._users[place] = threading.get_ident()
         if self._is_closed:
             raise self._closed()
 
-    def _leave(self) -> None:
-        try:
-            self._users.remove(threading.get_ident())
-        except ValueError:
-            # A signal handler's exception came before this thread had signed in.
-            pass
+    def _release_if_free(self) -> None:
+        """Release what is closed once nobody is in it."""
         if self._is_closed and not self._users:
             self._release_once()
 
@@ -183,7 +225,7 @@ class Endpoint:
     def _after_fork(self) -> None:
         """Forget the parent's threads, which are not here, and what would wake them instead of ours."""
         self._generation = Endpoint._forks
-        self._users = []
+        self._users = {}
         if self._wakeup is not None and not self._is_closed:
             self._wakeup.close()
             self._wakeup = Wakeup()

@@ -79,8 +79,9 @@ class Listener(Endpoint):
             ClosedError: This side was closed, perhaps while waiting.
         """
         deadline = Deadline.after(timeout)
+        place = object()
         try:
-            self._enter()
+            self._enter(place)
             while True:
                 connection = self._accept_one()
                 if connection is not None:
@@ -93,7 +94,9 @@ class Listener(Endpoint):
                 else:
                     self._wait(READABLE, deadline, "accept")
         finally:
-            self._leave()
+            self._users.pop(place, None)
+            if self._is_closed:
+                self._release_if_free()
 
     def _accept_one(self) -> Connection | None:
         """Accept and admit one connection, if there is one and no rest is due."""
@@ -114,7 +117,10 @@ class Listener(Endpoint):
             return None
         self._accepting.succeeded()
         sock, peer, refusal = accepted
-        if refusal is not None:
+        try:
+            if refusal is None:
+                on_close = self._accepting.descriptor_returned
+                return Connection(sock, self.type, self.address, peer, max_fds=self.max_fds, on_close=on_close)
             _log.info(
                 "%s: refused pid %d: %s",
                 printable(self.address),
@@ -122,11 +128,12 @@ class Listener(Endpoint):
                 refusal,
                 extra=event("refused", peer, address=self.address),
             )
-            peer.close()
+        except BaseException:
             sock.close()
-            return None
-        on_close = self._accepting.descriptor_returned
-        return Connection(sock, self.type, self.address, peer, max_fds=self.max_fds, on_close=on_close)
+            raise
+        peer.close()
+        sock.close()
+        return None
 
     def __iter__(self) -> Iterator[Connection]:
         """Accept until this side is closed."""

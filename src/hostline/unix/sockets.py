@@ -394,7 +394,9 @@ def accept_peer(listener: socket.socket, rule: Peers, socket_type: SocketType, *
         try:
             prepare_connection(sock, socket_type, max_fds)
             peer = read_peer(sock)
+            return Accepted(sock, peer, rule.refusal(peer))
         except OSError:
             sock.close()
-            continue
-        return Accepted(sock, peer, rule.refusal(peer))
+        except BaseException:
+            sock.close()
+            raise

@@ -29,6 +29,7 @@ from hostline.protocol.channels.batches import checked_count, count_sent
 from hostline.protocol.channels.messages import Message, Messages
 from hostline.protocol.channels.values import plain_bytes, value_reader, without_fds
 from hostline.sync.connection import Connection
+from hostline.sync.polling import LockType, check_not_held, is_held, lock_timeout
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.options import largest_packet
@@ -70,8 +71,8 @@ class Channel:
             connection.type, max_message_size, connection.max_fds, packet_size=largest_packet(connection.socket)
         )
         self._pid = os.getpid()
-        self._meeting = threading.Lock()
-        self._receiving = threading.Lock()
+        self._meeting = threading.RLock()
+        self._receiving = threading.RLock()
         hello = self._messages.introduce()
         try:
             send_message(connection.socket, (hello,), flags=socket.MSG_DONTWAIT, socket_type=self.type)
@@ -278,8 +279,9 @@ class Channel:
         values: list[Any] = []
         deadline = Deadline.after(timeout)
         self._meet(deadline)
-        lock = self._acquire("_receiving", deadline)
+        lock = self._lock("_receiving")
         try:
+            self._take(lock, deadline)
             message: Message | None = self._next(deadline, max_count)
             while message is not None:
                 try:
@@ -291,7 +293,10 @@ class Channel:
                     self._messages.fail_later(error)
                     break
         finally:
-            lock.release()
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # it was not taken
         return values
 
     @overload
@@ -326,11 +331,15 @@ class Channel:
     def _receive(self, timeout: float | None) -> Message:
         deadline = Deadline.after(timeout)
         self._meet(deadline)
-        lock = self._acquire("_receiving", deadline)
+        lock = self._lock("_receiving")
         try:
+            self._take(lock, deadline)
             return self._next(deadline)
         finally:
-            lock.release()
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def _meet_to_send(self, deadline: Deadline) -> None:
         """Wait as `_meet` does; here an end is no clean one."""
@@ -349,8 +358,9 @@ class Channel:
         """
         if self._messages.hello is not None:
             return
-        lock = self._acquire("_meeting", deadline)
+        lock = self._lock("_meeting")
         try:
+            self._take(lock, deadline)
             while self._messages.hello is None:
                 self._read(deadline)
                 if self._messages.hello is None:
@@ -359,7 +369,10 @@ class Channel:
             self.close()
             raise
         finally:
-            lock.release()
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def _next(self, deadline: Deadline, max_count: int = 1) -> Message:
         """Return the next message, reading as long as there is none; the lock is held."""
@@ -405,16 +418,19 @@ class Channel:
     def _gone(self, reason: str) -> PeerGoneError:
         return PeerGoneError("recv", self.type, printable(self.address), errno.ECONNRESET, reason)
 
-    def _acquire(self, name: Literal["_meeting", "_receiving"], deadline: Deadline) -> threading.Lock:
+    def _lock(self, name: Literal["_meeting", "_receiving"]) -> LockType:
+        """Return a lock to be taken in a `try` whose `finally` releases it, so that no signal's exception leaves it."""
         if self._pid != os.getpid():
             # The parent's threads are not here, and may have held a lock at the fork.
             self._pid = os.getpid()
-            self._meeting, self._receiving = threading.Lock(), threading.Lock()
-        lock: threading.Lock = getattr(self, name)
-        left = deadline.left()
-        if not lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
-            raise translate(TimeoutError(), "recv", self.type, self.address)
+            self._meeting, self._receiving = threading.RLock(), threading.RLock()
+        lock: LockType = getattr(self, name)
+        check_not_held(lock, "receives")
         return lock
+
+    def _take(self, lock: LockType, deadline: Deadline) -> None:
+        if not lock.acquire(timeout=lock_timeout(deadline.left())):
+            raise translate(TimeoutError(), "recv", self.type, self.address)
 
     # --- the end ---------------------------------------------------------------------------------------
 
@@ -434,11 +450,16 @@ class Channel:
     def close(self) -> None:
         """Close, and have every call that waits raise `ClosedError`; a second close does nothing."""
         self.connection.close()
-        if self._receiving.acquire(blocking=False):  # otherwise whoever holds it sees to it
-            try:
+        if is_held(self._receiving):
+            return  # by the call that this one is part of, or that a signal handler interrupted; it sees to it
+        try:
+            if self._receiving.acquire(blocking=False):  # otherwise whoever holds it sees to it
                 self._messages.close()
-            finally:
+        finally:
+            try:
                 self._receiving.release()
+            except RuntimeError:
+                pass  # it was not taken
 
     def _closed(self) -> HostlineError:
         where = f" to {printable(self.address)}" if self.address else ""
