@@ -395,7 +395,7 @@ def client_story(twin: SimpleNamespace, case: Case, seed: int) -> list[Any]:
                 )
             )
             told.append((outcome(act), client.may_send(call_id), client.was_not_run(call_id)))
-        told.append((client.is_usable, client.max_fds, client.has_streams, plain(client.data_to_send()), plain(client)))
+        told.append((client.is_usable, client.max_fds, plain(client.data_to_send()), plain(client)))
     client.close_held()
     return told
 

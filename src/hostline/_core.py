@@ -1,7 +1,8 @@
 """Whether the compiled core is in use, and how to do without it.
 
-The core is some modules of `wire/` and `protocol/` that run compiled where they were (setup.py) and as they stand where
-they were not; they do the same, and slower. With `HOSTLINE_PURE_PYTHON=1` in the environment they run as they stand.
+The core is the modules that every call passes through, from the socket to the handler: those with a `.pxd` beside them,
+and `unix/passing/mmsg.pyx`. They run compiled where they were compiled (setup.py), and elsewhere as they stand: they do
+the same then, and slower. With `HOSTLINE_PURE_PYTHON=1` in the environment they run as they stand.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def leave_out_core() -> None:
 
 
 def is_compiled() -> bool:
-    """Say whether the compiled core is in use: encoding and decoding cost a fraction then, and nothing else differs.
+    """Say whether the compiled core is in use: a call costs half as much then, and nothing else differs.
 
     It is built from source or comes with a wheel, and is left out with `HOSTLINE_PURE_PYTHON=1` in the environment. All
     of its modules are compiled, or none.
@@ -73,7 +74,7 @@ def advice() -> str:
     if _is_left_out():
         return "the compiled core is left out: HOSTLINE_PURE_PYTHON is set"
     return (
-        "without the compiled core, encoding and decoding take several times as long: see install-the-compiled-core in"
+        "without the compiled core a call takes half as long again or more: see install-the-compiled-core in"
         " hostline's\ndocumentation, or install a C compiler and Python's headers, and then\n"
         "    HOSTLINE_BUILD_EXT=yes pip install --force-reinstall --no-cache-dir --no-binary hostline hostline"
     )

@@ -144,7 +144,7 @@ class Line:
                 connection = self._connection
                 if connection is None or not connection.is_usable:
                     connection = await self._reopen(method, seconds, deadline)
-                if connection.protocol.has_streams and connection.protocol.is_streaming(method):
+                if connection.protocol.is_streaming(method):
                     call = StreamCall(method, args, keywords or {}, returns, tuple(raises), seconds, deadline, span)
                     frame = await Stream[Any](call, partial(self._begin, call, False), self._has_closed).answer()
                     return read_answer(frame, returns, raises)

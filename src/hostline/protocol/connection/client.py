@@ -277,11 +277,6 @@ class ClientConnection(Connection):
         """Say whether the service has a method."""
         return method in self._methods
 
-    @property
-    def has_streams(self) -> bool:
-        """Whether any method of the service has one."""
-        return bool(self._streaming or self._with_items)
-
     def is_streaming(self, method: str) -> bool:
         """Say whether a method's result or one of its arguments is a stream."""
         return method in self._streaming or method in self._with_items
