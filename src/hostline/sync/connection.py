@@ -2,6 +2,8 @@
 
 Every method may be used by many threads at the same time, sending and receiving at once included. The twin of
 `aio/connection.py`.
+
+One class of many lines, because each call signs out and unlocks where it stands (polling.py says why).
 """
 
 from __future__ import annotations

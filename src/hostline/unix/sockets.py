@@ -51,9 +51,7 @@ __all__ = [
     "try_connect",
 ]
 
-
-# The longest SO_SNDTIMEO asked for at once, in seconds; whoever has longer asks again. Keeps the number far from
-# overflow.
+# The longest SO_SNDTIMEO asked for at once, in seconds, far from overflow; whoever has longer asks again.
 _LONGEST_WAIT = 3600.0
 
 
