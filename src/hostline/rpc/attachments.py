@@ -19,7 +19,7 @@ import msgspec
 
 from hostline.errors import DescriptorError, OverloadedError
 from hostline.limits import INLINE_BUFFER, LOW_WATER, MAX_FDS_PER_FRAME
-from hostline.unix.passing.ancillary import recv_message, recv_message_into, send_message
+from hostline.unix.passing.ancillary import send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
 from hostline.unix.passing.memory import (
     HAS_SEALED_MEMORY,
@@ -52,8 +52,6 @@ __all__ = [
     "fd_kinds",
     "kinds_allowed",
     "read_attached",
-    "recv_attached",
-    "recv_large",
     "send_attached",
 ]
 
@@ -134,40 +132,6 @@ def send_attached(sock: socket.socket, buffers: Sequence[ReadableBuffer], fds: S
         return send_message(sock, buffers, fds, flags=socket.MSG_DONTWAIT)
     except DescriptorError as error:
         raise OverloadedError(error.strerror or str(error)) from error
-
-
-def recv_attached(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, list[Fd] | None]:
-    """Return what one read gives now, and the descriptors that came with it.
-
-    Raises:
-        BlockingIOError: There is nothing to read.
-        DescriptorError: More descriptors than `max_fds` came, or this process has no free one.
-        SocketError: The peer is gone.
-    """
-    data, fds, _, _, _ = recv_message(sock, size, max_fds, flags=socket.MSG_DONTWAIT)
-    return data, fds or None
-
-
-def recv_large(sock: socket.socket, space: memoryview, max_fds: int) -> tuple[memoryview, list[Fd] | None]:
-    """Read what belongs to a large frame to where it stays, until nothing is left to be read now.
-
-    Returns:
-        The part of `space` that was filled, empty at the end of the stream, and the descriptors that came.
-
-    Raises:
-        BlockingIOError: There is nothing to read.
-        DescriptorError: More descriptors than `max_fds` came, or this process has no free one.
-        SocketError: The peer is gone.
-    """
-    count, fds = recv_message_into(sock, space, max_fds, flags=socket.MSG_DONTWAIT)
-    came = count
-    try:
-        while came and count < len(space) and not fds:  # what brought descriptors is looked at first
-            came, fds = recv_message_into(sock, space[count:], max_fds, flags=socket.MSG_DONTWAIT)
-            count += came
-    except BlockingIOError:
-        pass
-    return space[:count], fds or None
 
 
 class Attachments:

@@ -16,7 +16,7 @@ cdef class Caller:
     cdef public object _sock, peer, loan
     cdef public ClientConnection protocol
     cdef object _poll_in, _liveness
-    cdef bint _is_cut_off, _is_unasked
+    cdef bint _is_cut_off, _is_unasked, _is_wide
     cdef Py_ssize_t _read_size, _rest_size
 
     @cython.locals(is_whole=bint)

@@ -7,7 +7,7 @@ from hostline.protocol.connection.server cimport ServerConnection
 from hostline.protocol.outgoing cimport Outgoing
 from hostline.wire.frame cimport Frame
 
-cdef int _CALL, _CANCEL, _ITEM
+cdef int _CALL, _CANCEL, _ITEM, _DONTWAIT
 
 
 cdef class Session:
