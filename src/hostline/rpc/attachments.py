@@ -22,6 +22,7 @@ from hostline.limits import INLINE_BUFFER, LOW_WATER, MAX_FDS_PER_FRAME
 from hostline.unix.passing.ancillary import send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
 from hostline.unix.passing.memory import (
+    BUFFER_TYPES,
     HAS_SEALED_MEMORY,
     Buffer,
     bytes_of,
@@ -162,7 +163,7 @@ class Attachments:
             DescriptorError: It is closed, or there are too many.
             OverloadedError: This process has no free one.
         """
-        if isinstance(value, Buffer):
+        if isinstance(value, BUFFER_TYPES):
             return self._buffer(value)
         if not hasattr(value, "fileno"):
             raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")

@@ -38,7 +38,6 @@ class Arriving:
     """
 
     __slots__ = ("_begin", "_memory", "_size", "arrived", "space")
-    space: memoryview
 
     def __init__(self, size: int, head: memoryview) -> None:
         self._size = size

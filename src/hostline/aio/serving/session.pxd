@@ -33,5 +33,6 @@ cdef class Session:
     cpdef object flush_soon(self)
     cpdef object flush(self)
     cpdef object settle(self)
+    cpdef object _watch_frame(self)
     cpdef object _queue(self, list buffers)
     cpdef list _send_at_once(self, buffer)

@@ -183,6 +183,8 @@ class Session:
         has_read = self._read()
         if has_read and self._protocol.decoder.space is not None:
             has_read = self._read()  # a large frame has begun, of which there is mostly more
+        if not self._is_paused and not self._is_closed:
+            self._watch_frame()
         if has_read and self._looks_again and self._second_look is None:
             self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
 
@@ -232,8 +234,6 @@ class Session:
             self._handshake_timer.cancel()
             self._handshake_timer = None
         is_partial = self._protocol.is_partial
-        if is_partial or self._frame_timer is not None:
-            self._watch_frame()
         if frames:
             self._take(frames)
             if self._kept:
@@ -272,6 +272,8 @@ class Session:
         """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
         timer = self._frame_timer
         is_partial = self._protocol.is_partial
+        if timer is None and not is_partial:
+            return
         if timer is not None and (self._protocol.decoder.frame_count != self._watched or not is_partial):
             timer.cancel()
             self._frame_timer = timer = None
