@@ -313,6 +313,7 @@ class Caller:
         fds: list[Fd] | None = None
         try:
             if (space := self.protocol.decoder.space) is not None:
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
                 data, fds = recv_stream_into(self._sock, space, self.protocol.max_fds, _DONTWAIT)
                 if data is None:
                     return False

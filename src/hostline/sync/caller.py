@@ -491,6 +491,7 @@ class Caller:
         fds: list[Fd] | None = None
         try:
             if (space := self.protocol.decoder.space) is not None:
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
                 return recv_stream_into(self._sock, space, max_fds, flags)
             if max_fds:
                 data, fds = recv_stream(self._sock, self._read_size, max_fds, flags)

@@ -67,8 +67,10 @@ class Arriving:
 
     def _note(self, count: int) -> None:
         self.arrived += count
+        if self.arrived == self._size:
+            return  # there is no room, and none is asked for
         self.space = self.space[count:]
-        if not self.space and self.arrived < self._size:
+        if not self.space:
             grown = bytearray(self._begin + min(self._size, 4 * self.arrived))
             grown[: len(self._memory)] = self._memory
             self._memory = grown

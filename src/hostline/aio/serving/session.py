@@ -203,6 +203,7 @@ class Session:
         fds: list[Fd] | None = None
         try:
             if (space := self._protocol.decoder.space) is not None:
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
                 data, fds = recv_stream_into(self._sock, space, self._max_fds, _DONTWAIT)
                 if data is None:
                     return False
