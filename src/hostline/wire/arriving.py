@@ -43,6 +43,7 @@ class Arriving:
         self._size = size
         self._begin = _offset_for(head, size)
         self.arrived = 0
+        self.space = head  # until there is memory
         self._memory = _take(self._begin + size) or bytearray(self._begin + _first_size(size, len(head)))
         self._open_space()
         self.put(head)

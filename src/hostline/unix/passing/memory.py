@@ -125,7 +125,7 @@ class _Wrapped(Buffer):
 
 
 # For `isinstance`: Python's own question to an abstract class comes last.
-BUFFER_TYPES: Final = (memoryview, _Wrapped, Buffer)
+BUFFER_TYPES: Final[tuple[type[Any], ...]] = (memoryview, _Wrapped, Buffer)
 
 
 def bytes_of(buffer: Buffer) -> memoryview:
