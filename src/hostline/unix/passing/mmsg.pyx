@@ -266,7 +266,7 @@ def send_once(int fd, object data, int flags):
 
 def recv_stream(object sock, Py_ssize_t size, Py_ssize_t max_fds, int flags):
     """Receive bytes of a stream, with room for descriptors; as `recv_stream` in streams.py says."""
-    cdef size_t[RIGHTS_WORDS] control
+    cdef unsigned long long[RIGHTS_WORDS] control
     cdef msghdr message
     cdef iovec piece
     cdef ssize_t count
@@ -292,7 +292,7 @@ def recv_stream(object sock, Py_ssize_t size, Py_ssize_t max_fds, int flags):
 
 def recv_stream_into(object sock, object space, Py_ssize_t max_fds, int flags):
     """Receive into memory all that there is room for and that has come; as `recv_stream_into` in streams.py says."""
-    cdef size_t[RIGHTS_WORDS] control
+    cdef unsigned long long[RIGHTS_WORDS] control
     cdef Py_buffer view
     cdef msghdr message
     cdef iovec piece
@@ -329,7 +329,7 @@ def recv_stream_into(object sock, object space, Py_ssize_t max_fds, int flags):
 
 
 cdef ssize_t _recv_beside(
-    int fd, msghdr *message, iovec *piece, size_t *control, size_t max_fds, int flags
+    int fd, msghdr *message, iovec *piece, void *control, size_t max_fds, int flags
 ) noexcept nogil:
     """Receive once; without room for descriptors, whatever comes beside the bytes is dropped by the kernel unseen."""
     message.msg_controllen = 0
