@@ -23,7 +23,7 @@ cdef class Session:
     cdef int _fd
     cdef double _fds_pause
     cdef Py_ssize_t _max_fds, _kept_size, _reserved, _unflushed, _watched, _paused_checks, _read_size
-    cdef bint _is_closed, _is_draining, _is_flushing, _is_paused, _is_writing, _looks_again
+    cdef bint _is_closed, _is_draining, _is_flushing, _is_in_frame, _is_paused, _is_writing, _looks_again
 
     @cython.locals(is_partial=bint)
     cpdef bint _read(self) except *

@@ -90,6 +90,7 @@ class Session:
         "_is_closed",
         "_is_draining",
         "_is_flushing",
+        "_is_in_frame",
         "_is_paused",
         "_is_writing",
         "_kept",
@@ -138,6 +139,7 @@ class Session:
         self._is_closed = False
         self._is_draining = False
         self._is_flushing = False
+        self._is_in_frame = False  # whether the last read ended within a frame
         self.is_held = False
         self._is_paused = False
         self._is_writing = False
@@ -183,7 +185,7 @@ class Session:
         has_read = self._read()
         if has_read and self._protocol.decoder.space is not None:
             has_read = self._read()  # a large frame has begun, of which there is mostly more
-        if not self._is_paused and not self._is_closed:
+        if (self._is_in_frame or self._frame_timer is not None) and not self._is_paused and not self._is_closed:
             self._watch_frame()
         if has_read and self._looks_again and self._second_look is None:
             self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
@@ -234,7 +236,7 @@ class Session:
         if self._handshake_timer is not None and self._protocol.client is not None:
             self._handshake_timer.cancel()
             self._handshake_timer = None
-        is_partial = self._protocol.is_partial
+        self._is_in_frame = is_partial = self._protocol.is_partial
         if frames:
             self._take(frames)
             if self._kept:
@@ -273,8 +275,6 @@ class Session:
         """Keep a timer while a frame has begun and is not complete; each frame has its own time."""
         timer = self._frame_timer
         is_partial = self._protocol.is_partial
-        if timer is None and not is_partial:
-            return
         if timer is not None and (self._protocol.decoder.frame_count != self._watched or not is_partial):
             timer.cancel()
             self._frame_timer = timer = None
