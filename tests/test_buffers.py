@@ -497,3 +497,31 @@ def test_memory_that_is_truncated_meanwhile_kills_nobody(raw: RawClient) -> None
         os.ftruncate(copy.fileno(), 0)
         copy.close()
         assert decode_failure(raw.read().payload).code == ErrorCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("face", ["sync", "aio"])
+def test_a_connection_asks_for_a_larger_buffer_once(sock_dir: Path, face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel gives no more, each large frame would pay for asking again."""
+    asked: list[socket.socket] = []
+
+    def refuse(sock: socket.socket) -> bool:
+        asked.append(sock)
+        return False
+
+    monkeypatch.setattr(f"hostline.{face}.caller.widen", refuse)
+    data = some_bytes(MIB)
+    with ServerThread(World().service, sock_dir / "s"):
+        stage = Stage(face, "asyncio", sock_dir)
+        line = stage.connect()
+        for _ in range(3):
+            assert line.call("digest", Buffer(data)) == hashlib.sha256(data).hexdigest()
+        stage.close()
+    assert len(asked) == 1
+
+
+def test_only_who_waits_in_the_kernel_is_given_a_time_for_it(sock_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[int] = []
+    monkeypatch.setattr("hostline.sync.caller.set_kernel_timeout", lambda _sock, option, _time: options.append(option))
+    with ServerThread(World().service, sock_dir / "s"), hostline.connect(sock_dir / "s") as line:
+        assert line.call("digest", Buffer(b"")) == hashlib.sha256(b"").hexdigest()
+    assert options == ([socket.SO_RCVTIMEO] if hostline.is_compiled() else [])

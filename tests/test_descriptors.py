@@ -818,7 +818,7 @@ def test_a_batch_without_room_for_descriptors_says_so(
         stage = Stage(face, "asyncio", sock_dir)
         line = stage.connect()
         line.call("open_file", "/etc/passwd", returns=Fd).close()
-        monkeypatch.setattr(f"hostline.{face}.caller.recv_attached", refuse)
+        monkeypatch.setattr(f"hostline.{face}.caller.recv_stream", refuse)
         if stage.is_async:
             error = line.on_loop.run(on_loop(line.line))
         else:

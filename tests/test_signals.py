@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -18,6 +19,7 @@ import hostline
 from hostline.errors import DeadlineExceededError
 from hostline.wire.codec import ServerHello, encode_hello, own_features
 from tests.faces import every_millisecond
+from tests.leaks import open_descriptors, wait_until
 from tests.serving import ServerProcess, ServerThread, loop_factory_named, loop_names
 
 
@@ -207,3 +209,31 @@ def silent(service: hostline.Service, path: Path, every: float | None = None) ->
         finally:
             is_over.set()
             thread.join(10.0)
+
+
+def test_descriptors_that_come_late_are_not_lost_under_signals(sock_dir: Path) -> None:
+    """Later than the kernel waits by itself, and while signals end that wait: each comes, once."""
+    service = hostline.Service("late")
+
+    @service.method
+    async def pipes(count: int) -> list[hostline.Fd]:
+        await asyncio.sleep(0.15 if count == 4 else 0.002)
+        made = []
+        for _ in range(count):
+            reader, writer = os.pipe()
+            os.write(writer, b"x")
+            os.close(writer)
+            made.append(hostline.Fd(reader))
+        return made
+
+    with ServerThread(service, sock_dir / "s"), hostline.connect(sock_dir / "s") as line:
+        line.call("pipes", 0, returns=list[hostline.Fd])
+        before = open_descriptors()
+        with every_millisecond() as seen:
+            for number in range(60):
+                fds = line.call("pipes", number % 5, returns=list[hostline.Fd])
+                assert [os.read(fd.fileno(), 2) for fd in fds] == [b"x"] * (number % 5)
+                for fd in fds:
+                    fd.close()
+        assert len(seen) > 100
+        assert wait_until(lambda: open_descriptors() == before)

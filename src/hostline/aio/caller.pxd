@@ -7,7 +7,7 @@ from hostline.protocol.connection.client cimport ClientConnection
 from hostline.protocol.outgoing cimport Outgoing
 from hostline.protocol.reading cimport next_read_size
 
-cdef int _CALL
+cdef int _CALL, _DONTWAIT
 
 
 cdef class Caller:
@@ -19,7 +19,7 @@ cdef class Caller:
     cdef object _loop, _on_end, _greeted, _room, _liveness, _life_timer, _second_look
     cdef int _fd
     cdef Py_ssize_t _read_size
-    cdef bint _looks_again, _is_writing, _is_turn_open, _is_closed
+    cdef bint _looks_again, _is_wide, _is_writing, _is_turn_open, _is_closed
     cdef object __weakref__
 
     cpdef bint _read(self) except *

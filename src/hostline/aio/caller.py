@@ -16,12 +16,12 @@ from typing import Any, Final
 from hostline.aio.waiting import must_look_again
 from hostline.clock import Deadline, monotonic
 from hostline.errors import DescriptorError, OverloadedError, RemoteProtocolError, UnavailableError
-from hostline.limits import HIGH_WATER, LEAST_READ_SIZE, LOW_WATER, READ_SIZE, SECOND_LOOK
+from hostline.limits import HIGH_WATER, LEAST_READ_SIZE, LOW_WATER, SECOND_LOOK
 from hostline.protocol.connection.client import ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
+from hostline.rpc.attachments import Attachments, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -35,11 +35,13 @@ from hostline.rpc.calling import (
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, widen
 from hostline.unix.passing.descriptors import Fd
+from hostline.unix.passing.streams import recv_stream, recv_stream_into
 from hostline.wire.frame import Frame, Kind
 
 __all__ = ["Caller"]
 
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 
 _CALL: Final = int(Kind.CALL)
 
@@ -65,6 +67,7 @@ class Caller:
         self._looks_again = must_look_again(self._loop)
         self._second_look: asyncio.TimerHandle | None = None
         self._read_size = LEAST_READ_SIZE
+        self._is_wide = False
         self._is_writing = False
         self._is_turn_open = False
         self._is_closed = False
@@ -306,15 +309,21 @@ class Caller:
         """Read once and do what it says; whether there may be more to read now."""
         if self._is_closed:
             return False
-        data: bytes | memoryview
+        data: bytes | memoryview | None
         fds: list[Fd] | None = None
         try:
             if (space := self.protocol.decoder.space) is not None:
-                data, fds = recv_large(self._sock, space, self.protocol.max_fds)
-            elif self.protocol.max_fds:
-                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
+                data, fds = recv_stream_into(self._sock, space, self.protocol.max_fds, _DONTWAIT)
+                if data is None:
+                    return False
             else:
-                data = self._sock.recv(self._read_size)
+                if self.protocol.max_fds:
+                    data, fds = recv_stream(self._sock, self._read_size, self.protocol.max_fds, _DONTWAIT)
+                    if data is None:
+                        return False
+                else:
+                    data = self._sock.recv(self._read_size)
                 self._read_size = next_read_size(self._read_size, len(data))
         except (BlockingIOError, InterruptedError):
             return False
@@ -397,7 +406,7 @@ class Caller:
                 else:
                     outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
         except (BlockingIOError, InterruptedError):
-            if outgoing.size > LOW_WATER and widen(self._sock):
+            if outgoing.size > LOW_WATER and self._widen():
                 self._write()
                 return
             if not self._is_writing:
@@ -414,6 +423,13 @@ class Caller:
         if self._room is not None and outgoing.size <= LOW_WATER:
             self._room.set()
             self._room = None
+
+    def _widen(self) -> bool:
+        """Have the kernel take more at once, as far as it does; whether that changed anything. It is tried once."""
+        if self._is_wide:
+            return False
+        self._is_wide = True
+        return widen(self._sock)
 
     def _send_attached(self, fds: list[Fd]) -> None:
         """Send a frame with descriptors; if the kernel takes no more of them, its call fails and nothing else."""

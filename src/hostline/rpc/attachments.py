@@ -19,9 +19,10 @@ import msgspec
 
 from hostline.errors import DescriptorError, OverloadedError
 from hostline.limits import INLINE_BUFFER, LOW_WATER, MAX_FDS_PER_FRAME
-from hostline.unix.passing.ancillary import recv_message, recv_message_into, send_message
+from hostline.unix.passing.ancillary import send_message
 from hostline.unix.passing.descriptors import DescriptorKind, Fd, close_all
 from hostline.unix.passing.memory import (
+    BUFFER_TYPES,
     HAS_SEALED_MEMORY,
     Buffer,
     bytes_of,
@@ -52,8 +53,6 @@ __all__ = [
     "fd_kinds",
     "kinds_allowed",
     "read_attached",
-    "recv_attached",
-    "recv_large",
     "send_attached",
 ]
 
@@ -136,40 +135,6 @@ def send_attached(sock: socket.socket, buffers: Sequence[ReadableBuffer], fds: S
         raise OverloadedError(error.strerror or str(error)) from error
 
 
-def recv_attached(sock: socket.socket, size: int, max_fds: int) -> tuple[bytes, list[Fd] | None]:
-    """Return what one read gives now, and the descriptors that came with it.
-
-    Raises:
-        BlockingIOError: There is nothing to read.
-        DescriptorError: More descriptors than `max_fds` came, or this process has no free one.
-        SocketError: The peer is gone.
-    """
-    data, fds, _, _, _ = recv_message(sock, size, max_fds, flags=socket.MSG_DONTWAIT)
-    return data, fds or None
-
-
-def recv_large(sock: socket.socket, space: memoryview, max_fds: int) -> tuple[memoryview, list[Fd] | None]:
-    """Read what belongs to a large frame to where it stays, until nothing is left to be read now.
-
-    Returns:
-        The part of `space` that was filled, empty at the end of the stream, and the descriptors that came.
-
-    Raises:
-        BlockingIOError: There is nothing to read.
-        DescriptorError: More descriptors than `max_fds` came, or this process has no free one.
-        SocketError: The peer is gone.
-    """
-    count, fds = recv_message_into(sock, space, max_fds, flags=socket.MSG_DONTWAIT)
-    came = count
-    try:
-        while came and count < len(space) and not fds:  # what brought descriptors is looked at first
-            came, fds = recv_message_into(sock, space[count:], max_fds, flags=socket.MSG_DONTWAIT)
-            count += came
-    except BlockingIOError:
-        pass
-    return space[:count], fds or None
-
-
 class Attachments:
     """Take descriptors and buffers out of what is encoded for one frame.
 
@@ -198,7 +163,7 @@ class Attachments:
             DescriptorError: It is closed, or there are too many.
             OverloadedError: This process has no free one.
         """
-        if isinstance(value, Buffer):
+        if isinstance(value, BUFFER_TYPES):
             return self._buffer(value)
         if not hasattr(value, "fileno"):
             raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")

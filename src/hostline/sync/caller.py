@@ -20,7 +20,7 @@ from hostline.protocol.connection.client import Answer, ClientConnection
 from hostline.protocol.liveness import Look
 from hostline.protocol.outgoing import Outgoing
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import Attachments, recv_attached, recv_large, send_attached
+from hostline.rpc.attachments import Attachments, send_attached
 from hostline.rpc.batch_runs import BatchRun
 from hostline.rpc.calling import (
     BrokenCallError,
@@ -33,6 +33,7 @@ from hostline.rpc.calling import (
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, arrived_size, set_kernel_timeout, widen
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.unix.passing.streams import recv_stream, recv_stream_into
 from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached, Scattered
 from hostline.wire.frame import Frame
@@ -69,6 +70,7 @@ class Caller:
     __slots__ = (
         "_is_cut_off",
         "_is_unasked",
+        "_is_wide",
         "_liveness",
         "_poll_in",
         "_read_size",
@@ -103,7 +105,9 @@ class Caller:
             self._liveness = settings.liveness(self.protocol.decoder.mark)
             self._is_unasked = False  # whether a ping was due in the middle of a frame, and not sent
             self._read_size = LEAST_READ_SIZE
-            set_kernel_timeout(sock, socket.SO_RCVTIMEO, _READ_WAIT)
+            self._is_wide = False
+            if _WAITS_IN_KERNEL:
+                set_kernel_timeout(sock, socket.SO_RCVTIMEO, _READ_WAIT)
         except BaseException:
             sock.close()
             raise
@@ -378,7 +382,7 @@ class Caller:
         """Send a frame from where its pieces are."""
         outgoing = Outgoing()
         outgoing.append(frame)
-        widen(self._sock)
+        self._widen()
         while outgoing.size:
             try:
                 outgoing.sent(self._sock.sendmsg(outgoing.buffers(), [], _SEND_FLAGS))
@@ -390,6 +394,13 @@ class Caller:
             except OSError as error:
                 was_sent = outgoing.sent_total > 0
                 raise BrokenCallError("the server closed the connection", was_sent=was_sent) from error
+
+    def _widen(self) -> bool:
+        """Have the kernel take more at once, as far as it does; whether that changed anything. It is tried once."""
+        if self._is_wide:
+            return False
+        self._is_wide = True
+        return widen(self._sock)
 
     def _send_when_room(self, outgoing: Outgoing, deadline: Deadline) -> None:
         """Send a little as soon as there is room for it: poll(2) says so only when most of the buffer is free."""
@@ -433,7 +444,7 @@ class Caller:
                     return
                 rest = memoryview(rest)[sent:]
             except BlockingIOError:
-                if len(rest) <= LOW_WATER or not widen(self._sock):
+                if len(rest) <= LOW_WATER or not self._widen():
                     self._wait_for_room(deadline)
             except OSError as error:
                 was_sent = rest is not data or not is_first
@@ -475,20 +486,22 @@ class Caller:
         return self.protocol.decoder.mark, arrived_size(self._sock)
 
     def _recv(self, max_fds: int, flags: int = 0) -> tuple[bytes | memoryview | None, list[Fd] | None]:
-        """Read once; None if nothing came, and what came with it."""
+        """Read once; None if nothing came, and what came with it. Without flags the kernel waits a little for it."""
+        data: bytes | None
+        fds: list[Fd] | None = None
         try:
             if (space := self.protocol.decoder.space) is not None:
-                return recv_large(self._sock, space, max_fds)
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
+                return recv_stream_into(self._sock, space, max_fds, flags)
             if max_fds:
-                return recv_attached(self._sock, READ_SIZE, max_fds)
-            if flags:
+                data, fds = recv_stream(self._sock, self._read_size, max_fds, flags)
+            elif flags:
                 data = self._sock.recv(self._read_size, flags)
-            elif (waited := recv_once(self._sock.fileno(), self._read_size)) is not None:
-                data = waited
             else:
-                return None, None
-            self._read_size = next_read_size(self._read_size, len(data))
-            return data, None
+                data = recv_once(self._sock.fileno(), self._read_size)
+            if data is not None:
+                self._read_size = next_read_size(self._read_size, len(data))
+            return data, fds
         except BlockingIOError:
             return None, None
         except DescriptorError as error:
@@ -507,9 +520,8 @@ class Caller:
         protocol = self.protocol
         data: bytes | memoryview | None = None
         fds: list[Fd] | None = None
-        is_plain = _WAITS_IN_KERNEL and not protocol.max_fds and self._liveness is None
-        if is_plain and deadline.remaining() > _READ_WAIT:
-            data, _ = self._recv(0)  # the kernel waits a little; poll goes on to the deadline
+        if _WAITS_IN_KERNEL and self._liveness is None and deadline.remaining() > _READ_WAIT:
+            data, fds = self._recv(protocol.max_fds)  # the kernel waits a little; poll goes on to the deadline
         if data is None:
             self._wait_for_data(deadline)
             data, fds = self._recv(protocol.max_fds, _DONTWAIT)
@@ -535,7 +547,7 @@ class Caller:
         left = self._rest_size
         try:
             while left > 0 and not answers:
-                data, fds = recv_attached(self._sock, READ_SIZE, self.protocol.max_fds)
+                data, fds = recv_stream(self._sock, READ_SIZE, self.protocol.max_fds, _DONTWAIT)
                 if not data:
                     break
                 left -= len(data)

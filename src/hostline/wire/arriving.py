@@ -38,12 +38,12 @@ class Arriving:
     """
 
     __slots__ = ("_begin", "_memory", "_size", "arrived", "space")
-    space: memoryview
 
     def __init__(self, size: int, head: memoryview) -> None:
         self._size = size
         self._begin = _offset_for(head, size)
         self.arrived = 0
+        self.space = head  # until there is memory
         self._memory = _take(self._begin + size) or bytearray(self._begin + _first_size(size, len(head)))
         self._open_space()
         self.put(head)
@@ -68,8 +68,10 @@ class Arriving:
 
     def _note(self, count: int) -> None:
         self.arrived += count
+        if self.arrived == self._size:
+            return  # there is no room, and none is asked for
         self.space = self.space[count:]
-        if not self.space and self.arrived < self._size:
+        if not self.space:
             grown = bytearray(self._begin + min(self._size, 4 * self.arrived))
             grown[: len(self._memory)] = self._memory
             self._memory = grown

@@ -134,6 +134,7 @@ _PLACE_HEAD: Final = b"\xd8" + bytes([_PLACE_CODE])  # fixext 16
 _PLACE_SIZE: Final = len(_PLACE_HEAD) + 16
 _BYTES_HEAD: Final = struct.Struct(">BI")  # bin 32
 _BIN_32: Final = 0xC6
+_ADDED: Final = _BYTES_HEAD.size - _PLACE_SIZE  # what a buffer's head has more than its place
 
 
 def place_for(index: int) -> msgspec.msgpack.Ext:
@@ -143,7 +144,10 @@ def place_for(index: int) -> msgspec.msgpack.Ext:
 
 def added_size(pieces: list[memoryview]) -> int:
     """Return how many bytes a payload gains when its buffers are put in their places."""
-    return sum(piece.nbytes + _BYTES_HEAD.size - _PLACE_SIZE for piece in pieces)
+    total = 0
+    for piece in pieces:
+        total += piece.nbytes + _ADDED
+    return total
 
 
 def _apart(buffer: bytearray, pieces: list[memoryview]) -> list[memoryview]:

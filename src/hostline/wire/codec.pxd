@@ -2,7 +2,7 @@
 
 cimport cython
 cimport hostline.wire.cheader as header
-from hostline.wire.attached cimport encode_into
+from hostline.wire.attached cimport added_size, encode_into, joined, scattered
 from hostline.wire.budget cimport check_budget
 from hostline.wire.frame cimport Frame
 

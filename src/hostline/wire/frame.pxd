@@ -2,6 +2,7 @@
 
 cimport cython
 cimport hostline.wire.cheader as header
+from hostline.wire.arriving cimport Arriving
 
 cdef int _HELLO, _CALL, _ITEM
 cdef Py_ssize_t _SIZE
@@ -24,7 +25,7 @@ cdef class FrameDecoder:
     cdef public bint _has_met
     cdef public bytearray _buffer
     cdef public long long _needed
-    cdef public object _arriving
+    cdef public Arriving _arriving
     cdef public object space
 
     cpdef object expect_frames(self)
@@ -41,7 +42,7 @@ cdef class FrameDecoder:
     @cython.locals(
         kind=cython.int, flags=cython.int, fd_count=cython.int, call_id=cython.uint, method=cython.uint, taken=Py_ssize_t
     )
-    cdef bytes _fill(self, object arriving, object data, list frames)
+    cdef bytes _fill(self, Arriving arriving, object data, list frames)
 
     cpdef object _check(
         self, long long length, int kind, int flags, int fd_count, unsigned int call_id, unsigned int method

@@ -337,7 +337,7 @@ class FrameDecoder:
         self._buffer.clear()
         self._held = ()
         self._arriving = self.space = None
-        return bytes(data[taken:])
+        return bytes(data[taken:]) if taken < len(data) else b""
 
     def _check(self, length: int, kind: int, flags: int, fd_count: int, call_id: int, method: int) -> None:
         if not 1 <= kind <= 11:

@@ -7,7 +7,7 @@ from hostline.protocol.connection.server cimport ServerConnection
 from hostline.protocol.outgoing cimport Outgoing
 from hostline.wire.frame cimport Frame
 
-cdef int _CALL, _CANCEL, _ITEM
+cdef int _CALL, _CANCEL, _ITEM, _DONTWAIT
 
 
 cdef class Session:
@@ -23,7 +23,7 @@ cdef class Session:
     cdef int _fd
     cdef double _fds_pause
     cdef Py_ssize_t _max_fds, _kept_size, _reserved, _unflushed, _watched, _paused_checks, _read_size
-    cdef bint _is_closed, _is_draining, _is_flushing, _is_paused, _is_writing, _looks_again
+    cdef bint _is_closed, _is_draining, _is_flushing, _is_in_frame, _is_paused, _is_writing, _looks_again
 
     @cython.locals(is_partial=bint)
     cpdef bint _read(self) except *
@@ -33,5 +33,6 @@ cdef class Session:
     cpdef object flush_soon(self)
     cpdef object flush(self)
     cpdef object settle(self)
+    cpdef object _watch_frame(self)
     cpdef object _queue(self, list buffers)
     cpdef list _send_at_once(self, buffer)

@@ -28,7 +28,6 @@ from hostline.limits import (
     HIGH_WATER,
     LEAST_READ_SIZE,
     LOW_WATER,
-    READ_SIZE,
     SECOND_LOOK,
     SIGN_OF_LIFE,
     SLOW_READER_TIMEOUT,
@@ -36,13 +35,14 @@ from hostline.limits import (
 from hostline.protocol.connection.server import ServerConnection
 from hostline.protocol.outgoing import Outgoing, close_attached
 from hostline.protocol.reading import next_read_size
-from hostline.rpc.attachments import recv_attached, recv_large, send_attached
+from hostline.rpc.attachments import send_attached
 from hostline.rpc.dispatch import logger
 from hostline.rpc.watching.fields import event
 from hostline.unix.credentials import Peer
 from hostline.unix.options import allow_fds, unread_by_peer
 from hostline.unix.passing.descriptors import Fd, close_all
 from hostline.unix.passing.inflight import FdsInFlight
+from hostline.unix.passing.streams import recv_stream, recv_stream_into
 from hostline.unix.sockets import has_hung_up
 from hostline.wire.attached import Attached, Scattered
 from hostline.wire.codec import ErrorCode, GoawayCode, encode_failure
@@ -55,6 +55,7 @@ __all__ = ["Session"]
 
 # Never end the process with SIGPIPE, whatever the program did to that signal.
 _SEND_FLAGS: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 
 _CALL: Final = int(Kind.CALL)
 _CANCEL: Final = int(Kind.CANCEL)
@@ -89,6 +90,7 @@ class Session:
         "_is_closed",
         "_is_draining",
         "_is_flushing",
+        "_is_in_frame",
         "_is_paused",
         "_is_writing",
         "_kept",
@@ -137,6 +139,7 @@ class Session:
         self._is_closed = False
         self._is_draining = False
         self._is_flushing = False
+        self._is_in_frame = False  # whether the last read ended within a frame
         self.is_held = False
         self._is_paused = False
         self._is_writing = False
@@ -182,6 +185,8 @@ class Session:
         has_read = self._read()
         if has_read and self._protocol.decoder.space is not None:
             has_read = self._read()  # a large frame has begun, of which there is mostly more
+        if (self._is_in_frame or self._frame_timer is not None) and not self._is_paused and not self._is_closed:
+            self._watch_frame()
         if has_read and self._looks_again and self._second_look is None:
             self._second_look = self._loop.call_later(SECOND_LOOK, self._look_again)
 
@@ -196,15 +201,21 @@ class Session:
         if self.holding.account.is_full and not self._may_read():
             self._pause()
             return False
-        data: bytes | memoryview
+        data: bytes | memoryview | None
         fds: list[Fd] | None = None
         try:
             if (space := self._protocol.decoder.space) is not None:
-                data, fds = recv_large(self._sock, space, self._max_fds)
-            elif self._max_fds:
-                data, fds = recv_attached(self._sock, READ_SIZE, self._max_fds)
+                self._read_size = LEAST_READ_SIZE  # so that little of the next large frame is read beside its place
+                data, fds = recv_stream_into(self._sock, space, self._max_fds, _DONTWAIT)
+                if data is None:
+                    return False
             else:
-                data = self._sock.recv(self._read_size)
+                if self._max_fds:
+                    data, fds = recv_stream(self._sock, self._read_size, self._max_fds, _DONTWAIT)
+                    if data is None:
+                        return False
+                else:
+                    data = self._sock.recv(self._read_size)
                 self._read_size = next_read_size(self._read_size, len(data))
         except (BlockingIOError, InterruptedError):
             return False
@@ -225,9 +236,7 @@ class Session:
         if self._handshake_timer is not None and self._protocol.client is not None:
             self._handshake_timer.cancel()
             self._handshake_timer = None
-        is_partial = self._protocol.is_partial
-        if is_partial or self._frame_timer is not None:
-            self._watch_frame()
+        self._is_in_frame = is_partial = self._protocol.is_partial
         if frames:
             self._take(frames)
             if self._kept:

@@ -181,6 +181,9 @@ class Account:
         holding.kept, holding.unread = kept, unread
         most = self.bounds.buffered_per_uid
         total = self.kept + self.unread
+        if total < most // 2 and not (self.is_over or self.is_choked or self.is_closed):
+            self.is_full = False  # far from every bound, as nearly always
+            return False
         self.is_full = total >= most
         before = (self.is_over, self.is_choked, self.is_closed)
         self.is_over = total >= 2 * most or (self.is_over and total > 7 * most // 4)

@@ -46,6 +46,7 @@ __all__ = [
     "Datagram",
     "Message",
     "Received",
+    "arrived_fds",
     "control_room",
     "judge_message",
     "recv_datagram",
@@ -70,8 +71,11 @@ _CREDENTIALS_SPACE = socket.CMSG_SPACE(CREDENTIALS_SIZE) if _IS_LINUX else 0
 # smaller receive would lose legal messages, and a larger one is paid for with every call.
 MAX_DATAGRAM_SIZE = 256 << 10
 
+# What came beside the bytes: level, type, and what it is; for descriptors perhaps their owners already (mmsg.pyx).
+Ancillary = Sequence[tuple[int, int, bytes | list[Fd]]]
+
 # What one recvmsg gives: data, ancillary data, flags, and the sender's address.
-Message = tuple[bytes, Sequence[tuple[int, int, bytes]], int, Any]
+Message = tuple[bytes, Ancillary, int, Any]
 
 # Buffers that one sendmsg takes (UIO_MAXIOV).
 _MAX_BUFFERS = 1024
@@ -280,8 +284,8 @@ def judge_message(sock: socket.socket, message: Message, size: int, max_fds: int
     peer: Peer | None = None
     for _level, kind, value in ancillary:
         if kind == socket.SCM_RIGHTS:
-            fds += _take_over(value)
-        elif kind == _SCM_CREDENTIALS:
+            fds = _take_over(value, fds)
+        elif kind == _SCM_CREDENTIALS and isinstance(value, bytes):
             peer = unpack_credentials(value)
     if answer & _TRUNCATED or len(fds) > max_fds:
         close_all(fds)
@@ -308,14 +312,19 @@ def recv_message_into(
         raise
     except OSError as error:
         raise translate(error, "recv", "stream", address) from error
+    return count, arrived_fds(ancillary, answer, len(space), max_fds, "stream")
+
+
+def arrived_fds(ancillary: Ancillary, answer: int, size: int, max_fds: int, socket_type: str) -> list[Fd]:
+    """Return the descriptors that came beside some bytes, or close them and raise what is wrong."""
     fds: list[Fd] = []
     for _level, kind, value in ancillary:
         if kind == socket.SCM_RIGHTS:
-            fds += _take_over(value)
+            fds = _take_over(value, fds)
     if answer & _TRUNCATED or len(fds) > max_fds:
         close_all(fds)
-        raise _receive_failure(answer, len(fds), max_fds, len(space), "stream")
-    return count, fds
+        raise _receive_failure(answer, len(fds), max_fds, size, socket_type)
+    return fds
 
 
 def recv_datagram(
@@ -359,14 +368,19 @@ def _rights_room(max_fds: int) -> int:
     return _RIGHTS_HEADER + max_fds * _INT_SIZE
 
 
-def _take_over(value: bytes) -> list[Fd]:
-    """Make owners for the descriptors of one control message."""
+def _take_over(value: bytes | list[Fd], before: list[Fd]) -> list[Fd]:
+    """Return what came before, and owners for the descriptors of one more control message, made if they are not yet.
+
+    Lists are not extended: where memory for that is lacking, CPython 3.11 forgets to let go of what was to be added.
+    """
+    if isinstance(value, list):
+        return before + value if before else value
     numbers = struct.unpack_from(f"{len(value) // _INT_SIZE}i", value)
     fds = [Fd(number) for number in numbers]
     if not _MSG_CMSG_CLOEXEC:
         for number in numbers:
             os.set_inheritable(number, False)
-    return fds
+    return before + fds if before else fds
 
 
 def _receive_failure(answer: int, arrived: int, max_fds: int, size: int, socket_type: str) -> HostlineError:

@@ -14,7 +14,7 @@ import mmap
 import os
 import sys
 import typing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hostline.errors import DescriptorError
 from hostline.limits import MAX_BUFFER_SIZE
@@ -30,7 +30,15 @@ if TYPE_CHECKING:
         def __array_interface__(self) -> dict[str, Any]: ...
 
 
-__all__ = ["HAS_SEALED_MEMORY", "Buffer", "bytes_of", "check_buffer_size", "map_sealed", "sealed_memory"]
+__all__ = [
+    "BUFFER_TYPES",
+    "HAS_SEALED_MEMORY",
+    "Buffer",
+    "bytes_of",
+    "check_buffer_size",
+    "map_sealed",
+    "sealed_memory",
+]
 
 HAS_SEALED_MEMORY: bool = sys.platform == "linux" and hasattr(os, "memfd_create")
 
@@ -114,6 +122,10 @@ class _Wrapped(Buffer):
 
     def __repr__(self) -> str:
         return f"<Buffer of {self.view.nbytes} bytes>"
+
+
+# For `isinstance`: Python's own question to an abstract class comes last.
+BUFFER_TYPES: Final[tuple[type[Any], ...]] = (memoryview, _Wrapped, Buffer)
 
 
 def bytes_of(buffer: Buffer) -> memoryview:

@@ -6,14 +6,21 @@ is the end, and what it then took would have no place to wait. It was no faster 
 
 Beside them one recv(2) and one send(2) that wait in the kernel, and come back when a signal does: the socket module's
 begin such a wait anew, so that signals which come often enough keep it from its end.
+
+And what a stream with room for descriptors gives (streams.py has it in Python): bytes are given out as they are, anything
+beside them goes to the judgement of ancillary.py, with an owner for each descriptor before any Python code can run.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+
+from hostline.unix.oserrors import translate
+from hostline.unix.passing.ancillary import arrived_fds, judge_message
+from hostline.unix.passing.descriptors import Fd
 
 cdef extern from *:
     """
@@ -23,11 +30,13 @@ cdef extern from *:
     #include <stddef.h>
     #include <sys/socket.h>
     #include <sys/un.h>
+    #include <unistd.h>
 
     /* Macros of socket.h, as functions. */
     static struct cmsghdr *hostline_first(struct msghdr *m) { return CMSG_FIRSTHDR(m); }
     static struct cmsghdr *hostline_next(struct msghdr *m, struct cmsghdr *c) { return CMSG_NXTHDR(m, c); }
     static char *hostline_data(struct cmsghdr *c) { return (char *)CMSG_DATA(c); }
+    static size_t hostline_room(size_t size) { return CMSG_LEN(size); }
     static Py_ssize_t hostline_size(struct cmsghdr *c) { return (Py_ssize_t)c->cmsg_len - (Py_ssize_t)CMSG_LEN(0); }
     """
     struct iovec:
@@ -63,6 +72,8 @@ cdef extern from *:
     cmsghdr *hostline_next(msghdr *message, cmsghdr *entry) nogil
     char *hostline_data(cmsghdr *entry) nogil
     Py_ssize_t hostline_size(cmsghdr *entry) nogil
+    size_t hostline_room(size_t size) nogil
+    int close(int fd) nogil
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
     ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     ssize_t recv(int fd, void *data, size_t size, int flags) nogil
@@ -73,6 +84,8 @@ cdef enum:
     CONTROL_SIZE = 256  # more than any message without asked-for descriptors brings
     PATH_AT = 2  # sun_path in a sockaddr_un
     PATH_SIZE = 108
+    MAX_FDS = 253  # of one message, and what the kernel has room for in one
+    RIGHTS_WORDS = 144  # of 8 bytes, aligned as headers of ancillary data are: more than MAX_FDS take
 
 
 def send_packets(int fd, list packets, bytes to, int flags):
@@ -251,6 +264,153 @@ def send_once(int fd, object data, int flags):
         PyBuffer_Release(&view)
 
 
+def recv_stream(object sock, Py_ssize_t size, Py_ssize_t max_fds, int flags):
+    """Receive bytes of a stream, with room for descriptors; as `recv_stream` in streams.py says."""
+    cdef unsigned long long[RIGHTS_WORDS] control
+    cdef msghdr message
+    cdef iovec piece
+    cdef ssize_t count
+    cdef int fd = sock.fileno()
+    if size < 1 or not 0 <= max_fds <= MAX_FDS:
+        raise ValueError("a size is out of range")
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, size)
+    piece.iov_base = PyBytes_AS_STRING(made)
+    piece.iov_len = size
+    while True:
+        with nogil:
+            count = _recv_beside(fd, &message, &piece, control, max_fds, flags)
+        if count >= 0:
+            break
+        if not _may_go_on(flags):
+            return None, None
+    if not _has_more(&message):
+        return (made if count == size else made[:count]), None
+    beside = _owned(&message)
+    received = judge_message(sock, (made[:count], beside, message.msg_flags, None), size, max_fds, "stream")
+    return received.data, received.fds or None
+
+
+def recv_stream_into(object sock, object space, Py_ssize_t max_fds, int flags):
+    """Receive into memory all that there is room for and that has come; as `recv_stream_into` in streams.py says."""
+    cdef unsigned long long[RIGHTS_WORDS] control
+    cdef Py_buffer view
+    cdef msghdr message
+    cdef iovec piece
+    cdef Py_ssize_t done = 0
+    cdef ssize_t count = 0
+    cdef int fd = sock.fileno()
+    if not 0 <= max_fds <= MAX_FDS:
+        raise ValueError("a size is out of range")
+    message.msg_controllen = 0  # where there is no room at all, nothing is received
+    message.msg_flags = 0
+    PyObject_GetBuffer(space, &view, PyBUF_WRITABLE)
+    try:
+        while True:
+            with nogil:
+                while done < view.len:
+                    piece.iov_base = <char *>view.buf + done
+                    piece.iov_len = view.len - done
+                    count = _recv_beside(fd, &message, &piece, control, max_fds, flags | MSG_DONTWAIT if done else flags)
+                    if count <= 0:
+                        break
+                    done += count
+                    if _has_more(&message):
+                        break
+            if count >= 0 or (done and errno in (EAGAIN, EINTR)):
+                break
+            if not _may_go_on(flags):
+                return None, None
+    finally:
+        PyBuffer_Release(&view)
+    fds = None
+    if count >= 0 and _has_more(&message):
+        fds = arrived_fds(_owned(&message), message.msg_flags, len(space), max_fds, "stream") or None
+    return space[:done], fds
+
+
+cdef ssize_t _recv_beside(
+    int fd, msghdr *message, iovec *piece, void *control, size_t max_fds, int flags
+) noexcept nogil:
+    """Receive once; without room for descriptors, whatever comes beside the bytes is dropped by the kernel unseen."""
+    message.msg_controllen = 0
+    message.msg_flags = 0
+    if max_fds == 0:
+        return recv(fd, piece.iov_base, piece.iov_len, flags)
+    message.msg_name = NULL
+    message.msg_namelen = 0
+    message.msg_iov = piece
+    message.msg_iovlen = 1
+    message.msg_control = control
+    message.msg_controllen = hostline_room(max_fds * sizeof(int))
+    return recvmsg(fd, message, flags | MSG_CMSG_CLOEXEC)
+
+
+cdef bint _has_more(msghdr *message) noexcept nogil:
+    """Whether something came beside the bytes, or was cut off."""
+    return message.msg_controllen != 0 or message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) != 0
+
+
+cdef bint _may_go_on(int flags) except -1:
+    """Say what a receive that failed means: whether it is to be tried again, or nothing came; raises all else."""
+    if errno == EAGAIN:  # which is EWOULDBLOCK on Linux
+        return False
+    if errno == EINTR:
+        PyErr_CheckSignals()
+        return flags & MSG_DONTWAIT != 0  # what waits comes back
+    try:
+        PyErr_SetFromErrno(OSError)
+    except OSError as error:
+        raise translate(error, "recv", "stream", "") from error
+
+
+cdef list _owned(msghdr *message):
+    """Return what came beside the bytes of a message, with a list of owners where it is descriptors.
+
+    No Python code runs here, so that no exception of a signal handler can come between: only memory can be lacking, and
+    then what has no owner yet is closed.
+    """
+    cdef list made = []
+    cdef list owners
+    cdef cmsghdr *entry = hostline_first(message)
+    cdef Py_ssize_t owned = 0
+    cdef object owner
+    try:
+        while entry != NULL:
+            owned = 0
+            if _is_rights(entry):
+                owners = []
+                while owned < hostline_size(entry) // <Py_ssize_t>sizeof(int):
+                    owner = Fd.__new__(Fd)
+                    owner._fd = -1
+                    owner._fd = _number(entry, owned)
+                    owned += 1
+                    owners.append(owner)
+                made.append((entry.cmsg_level, entry.cmsg_type, owners))
+            else:
+                value = PyBytes_FromStringAndSize(hostline_data(entry), max(hostline_size(entry), 0))
+                made.append((entry.cmsg_level, entry.cmsg_type, value))
+            entry = hostline_next(message, entry)
+    except BaseException:
+        while entry != NULL:
+            while _is_rights(entry) and owned < hostline_size(entry) // <Py_ssize_t>sizeof(int):
+                close(_number(entry, owned))
+                owned += 1
+            owned = 0
+            entry = hostline_next(message, entry)
+        raise
+    return made
+
+
+cdef bint _is_rights(cmsghdr *entry) noexcept nogil:
+    return entry.cmsg_level == SOL_SOCKET and entry.cmsg_type == SCM_RIGHTS
+
+
+cdef int _number(cmsghdr *entry, Py_ssize_t at) noexcept nogil:
+    cdef int number
+    memcpy(&number, hostline_data(entry) + at * sizeof(int), sizeof(int))
+    return number
+
+
 cdef bint _is_plain(msghdr *message, Py_ssize_t length) noexcept nogil:
     """Say whether a message says nothing of those behind it."""
     cdef cmsghdr *entry
@@ -260,7 +420,7 @@ cdef bint _is_plain(msghdr *message, Py_ssize_t length) noexcept nogil:
     if length == 0 and entry == NULL:
         return False
     while entry != NULL:
-        if entry.cmsg_level == SOL_SOCKET and entry.cmsg_type == SCM_RIGHTS:
+        if _is_rights(entry):
             return False
         entry = hostline_next(message, entry)
     return True
