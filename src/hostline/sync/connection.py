@@ -9,17 +9,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
 from hostline.limits import READ_SIZE
-from hostline.protocol.channels.batches import Batch, checked_count, count_sent
+from hostline.protocol.channels.batches import Batch, checked_count, count_sent, left_of
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, check_not_held, lock_timeout
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, send_message
+from hostline.unix.passing.ancillary import Received, recv_message, recv_message_into, send_message
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 from hostline.unix.passing.packets import recv_waiting, send_packets
 
@@ -95,15 +95,20 @@ class Connection(Endpoint):
             LocalProtocolError: An earlier send was cut off in the middle.
             ClosedError: This side was closed, perhaps while waiting.
         """
-        deadline = Deadline.after(timeout)
+        self._send_pieces((data,), fds, Deadline.after(timeout))
+
+    def _send_pieces(
+        self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline
+    ) -> None:
+        """Send some pieces as `send` sends one: as one packet, or one behind the other."""
         place = object()
         try:
             self._enter(place)
             check_not_held(self._send_lock, "sends")
             try:
-                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                if not self._send_lock.acquire(timeout=lock_timeout(deadline.left())):
                     raise translate(TimeoutError(), "send", self.type, self.address)
-                self._send_all(data, fds, deadline)
+                self._send_all(pieces, fds, deadline)
             finally:
                 try:
                     self._send_lock.release()
@@ -114,11 +119,13 @@ class Connection(Endpoint):
             if self._is_closed:
                 self._release_if_free()
 
-    def _send_all(self, data: ReadableBuffer, fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
+    def _send_all(self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
-        rest = data
-        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        size = 0
+        for piece in pieces:
+            size += len(piece) if isinstance(piece, bytes) else memoryview(piece).nbytes
+        rest = pieces
         flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
         sent = 0
         try:
@@ -127,14 +134,14 @@ class Connection(Endpoint):
                     raise self._closed()
                 try:
                     sent += send_message(
-                        self._sock, (rest,), fds, flags=flags, socket_type=self.type, address=self.address
+                        self._sock, rest, fds, flags=flags, socket_type=self.type, address=self.address
                     )
                 except BlockingIOError:
                     self._wait(WRITABLE, deadline, "send")
                     continue
                 if sent >= size:
                     return
-                rest = memoryview(data).cast("B")[sent:]
+                rest = left_of(pieces, sent)
                 fds = ()
         except SocketError as error:
             if self._is_closed:
@@ -161,14 +168,16 @@ class Connection(Endpoint):
             HostlineError: As from `send`; `sent_count` says how many were sent as a whole before it. After Ctrl-C it is
                 a lower bound.
         """
-        deadline = Deadline.after(timeout)
-        batch = Batch(messages, is_stream=self.type == "stream")
+        return self._send_all_of(Batch(messages, is_stream=self.type == "stream"), Deadline.after(timeout))
+
+    def _send_all_of(self, batch: Batch, deadline: Deadline) -> int:
+        """Send a batch as `send_many` does."""
         place = object()
         try:
             self._enter(place)
             check_not_held(self._send_lock, "sends")
             try:
-                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                if not self._send_lock.acquire(timeout=lock_timeout(deadline.left())):
                     raise translate(TimeoutError(), "send", self.type, self.address)
                 try:
                     self._send_batch(batch, deadline)
@@ -331,7 +340,8 @@ class Connection(Endpoint):
                 self._release_if_free()
         return [(data, fds) for data, fds, *_ in received]
 
-    def _receive(self, max_size: int, timeout: float | None) -> Received:
+    def _receive(self, max_size: int, timeout: float | None, space: memoryview | None = None) -> Received:
+        """Receive what one read gives, on a stream perhaps into memory that is there: its part is the data then."""
         deadline = Deadline.after(timeout)
         if self._late:
             self._raise_late()
@@ -341,9 +351,7 @@ class Connection(Endpoint):
             self._enter(place)
             while True:
                 try:
-                    received = recv_message(
-                        self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
-                    )
+                    received = self._read(max_size, space, flags)
                 except BlockingIOError:
                     self._wait(READABLE, deadline, "recv")
                     continue
@@ -363,6 +371,14 @@ class Connection(Endpoint):
             self._users.pop(place, None)
             if self._is_closed:
                 self._release_if_free()
+
+    def _read(self, max_size: int, space: memoryview | None, flags: int = 0) -> Received:
+        if space is None:
+            return recv_message(
+                self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
+            )
+        count, fds = recv_message_into(self._sock, space, self.max_fds, flags=flags, address=self.address)
+        return Received(cast(bytes, space[:count]), fds, not count)
 
     def _raise_late(self) -> None:
         try:
