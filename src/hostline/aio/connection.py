@@ -23,7 +23,7 @@ from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 from hostline.unix.passing.packets import recv_waiting, send_packets
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = ["Connection"]
 
@@ -191,6 +191,33 @@ class Connection(Endpoint):
             self.close()
             raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
         return received.data
+
+    async def recv_into(self, buffer: WriteableBuffer, *, timeout: float | None = None) -> int:
+        """Receive some bytes of a stream into memory that is there, which saves large data a copy and new memory.
+
+        Args:
+            buffer: Where they are put, from its begin; as many come as it holds, at most.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            How many came: at least one.
+
+        Raises:
+            HostlineError: As from `recv`.
+            LocalProtocolError: This is no stream; packets are received whole.
+            ValueError: The buffer is empty.
+        """
+        if self.type != "stream":
+            raise LocalProtocolError("packets are received whole: use recv")
+        space = memoryview(buffer).cast("B")
+        if not space:
+            raise ValueError("buffer of 0 bytes must hold at least 1")
+        received = await self._receive(len(space), timeout, space)
+        if received.fds:
+            close_all(received.fds)
+            self.close()
+            raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
+        return len(received.data)
 
     async def recv_fds(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
         """Receive some bytes of a stream, or one packet, with the descriptors that came along.
