@@ -19,7 +19,7 @@ Descriptors are matched exactly: a read of a stream gives those of one message a
 bytes, so that they belong to the message that begins in the read and announces them. Whatever is announced and did not
 come, or came and was not announced, ends the channel.
 
-More than 400 lines: the two directions share one hello and its bounds, and what they do for each message is one class in C.
+More than 400 lines: both directions share one hello and its bounds, and are one class in C.
 """
 
 from __future__ import annotations
