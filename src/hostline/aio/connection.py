@@ -103,9 +103,10 @@ class Connection(Endpoint):
         self._check_writable()
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
-        size = 0
-        for piece in pieces:
-            size += len(piece) if isinstance(piece, bytes) else memoryview(piece).nbytes
+        first = pieces[0]
+        size = len(first) if type(first) is bytes else memoryview(first).nbytes
+        if len(pieces) > 1:
+            size += sum(memoryview(piece).nbytes for piece in pieces[1:])
         rest = pieces
         sent = 0
         try:
@@ -317,7 +318,12 @@ class Connection(Endpoint):
         try:
             while True:
                 try:
-                    received = self._read(max_size, space)
+                    if space is not None:
+                        received = self._receive_into(space)
+                    else:
+                        received = recv_message(
+                            self._sock, max_size, self.max_fds, socket_type=self.type, address=self.address
+                        )
                 except BlockingIOError:
                     await self._wait_readable(deadline, "recv")
                     continue
@@ -328,9 +334,7 @@ class Connection(Endpoint):
             self.close()
             raise
 
-    def _read(self, max_size: int, space: memoryview | None) -> Received:
-        if space is None:
-            return recv_message(self._sock, max_size, self.max_fds, socket_type=self.type, address=self.address)
+    def _receive_into(self, space: memoryview) -> Received:
         count, fds = recv_message_into(self._sock, space, self.max_fds, address=self.address)
         return Received(cast(bytes, space[:count]), fds, not count)
 

@@ -124,9 +124,10 @@ class Connection(Endpoint):
     def _send_all(self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
-        size = 0
-        for piece in pieces:
-            size += len(piece) if isinstance(piece, bytes) else memoryview(piece).nbytes
+        first = pieces[0]
+        size = len(first) if type(first) is bytes else memoryview(first).nbytes
+        if len(pieces) > 1:
+            size += sum(memoryview(piece).nbytes for piece in pieces[1:])
         rest = pieces
         flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
         sent = 0
@@ -380,7 +381,12 @@ class Connection(Endpoint):
             self._enter(place)
             while True:
                 try:
-                    received = self._read(max_size, space, flags)
+                    if space is not None:
+                        received = self._receive_into(space, flags)
+                    else:
+                        received = recv_message(
+                            self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
+                        )
                 except BlockingIOError:
                     self._wait(READABLE, deadline, "recv")
                     continue
@@ -401,11 +407,7 @@ class Connection(Endpoint):
             if self._is_closed:
                 self._release_if_free()
 
-    def _read(self, max_size: int, space: memoryview | None, flags: int = 0) -> Received:
-        if space is None:
-            return recv_message(
-                self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
-            )
+    def _receive_into(self, space: memoryview, flags: int) -> Received:
         count, fds = recv_message_into(self._sock, space, self.max_fds, flags=flags, address=self.address)
         return Received(cast(bytes, space[:count]), fds, not count)
 
