@@ -115,13 +115,13 @@ class Frames(Batch):
     def took_bytes(self, size: int) -> None:
         """Note how many bytes of `buffers` the kernel took."""
         size += self._offset
-        gone = 0
-        while gone < len(self._messages) and size >= len(self._messages[gone]):
-            size -= len(self._messages[gone])
-            self._sent_count += self._counts[gone]
+        messages, counts, sent_count, gone = self._messages, self._counts, self._sent_count, 0
+        while gone < len(messages) and size >= len(messages[gone]):
+            size -= len(messages[gone])
+            sent_count += counts[gone]
             gone += 1
-        del self._messages[:gone], self._counts[:gone]
-        self._offset = size
+        # At once, for the exception of a signal handler may come at any call, and what was sent is counted then.
+        self._messages, self._counts, self._sent_count, self._offset = messages[gone:], counts[gone:], sent_count, size
 
     def _at_offset(self) -> tuple[int, int, int]:
         """Return how many messages of the first piece lie before the offset, and begin and size of the next one."""

@@ -313,8 +313,7 @@ class Messages:
             return None
         first = ready[at]
         if at + 1 == len(ready):
-            ready.clear()
-            self._taken = 0
+            self._ready, self._taken = [], 0  # at once, for the exception of a signal handler may come at any call
         else:
             ready[at] = None  # it is not to live until the last one is handed out
             self._taken = at + 1
@@ -408,10 +407,10 @@ class Messages:
         taken = 0
         if len(buffer) < _SIZE:
             taken = min(_SIZE - len(buffer), len(data))
-            buffer += data[:taken]
-            if len(buffer) < _SIZE:
+            head = bytes(buffer) + data[:taken]
+            if len(head) < _SIZE:
+                buffer += data
                 return taken
-            head = bytes(buffer)
             length, kind, zero, count = header.unpack(head, 0)
             self._check_header(length, kind, zero, count)
             if len(self._held) != count:
@@ -421,6 +420,7 @@ class Messages:
                 self._begin(head + data[taken:], 0, length)
                 return len(data)
             self._needed = _SIZE + length
+            buffer += data[:taken]
         more = min(self._needed - len(buffer), len(data) - taken)
         buffer += data[taken : taken + more]
         if len(buffer) == self._needed:
@@ -439,9 +439,10 @@ class Messages:
 
     def _complete(self, data: bytes) -> None:
         """Have the message ready that had begun in an earlier read."""
-        self._ready.append(Message(self._buffer[4] == _BYTES, data, self._held))
+        message = Message(self._buffer[4] == _BYTES, data, self._held)
         self._held = _NO_FDS
         self._buffer.clear()
+        self._ready.append(message)
 
     def _receive_packet(self, data: bytes) -> None:
         if self.hello is None:
