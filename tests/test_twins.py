@@ -445,6 +445,7 @@ def arrivals(rng: random.Random, header: Any, greeting: bytes) -> list[tuple[byt
 
 def channel_story(twin: SimpleNamespace, seed: int) -> list[Any]:
     rng = random.Random(seed)
+    twin.arriving._used.clear()  # what was used before decides how large the space is
     kind = rng.choice(("stream", "stream", "seqpacket"))
     messages = twin.messages.Messages(kind, rng.choice((None, 100, 100_000)), 2)
     greeting = twin.messages.HELLO.pack(b"hostchan", 1 if rng.random() < 0.98 else 2, 1, rng.choice((50, 1 << 20)))
