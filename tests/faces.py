@@ -25,7 +25,7 @@ from hostline.sync.channels import opening as sync_channels
 
 # Methods that may wait; the others are plain in both faces.
 WAITING = {"accept", "send", "send_bytes", "send_many", "recv", "recv_bytes", "recv_bytes_fds", "recv_fds", "recv_from"}
-WAITING |= {"recv_many", "recv_many_fds"}
+WAITING |= {"recv_into", "recv_many", "recv_many_fds"}
 
 Scenario = Callable[..., Coroutine[Any, Any, Any]]
 

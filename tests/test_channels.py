@@ -246,6 +246,90 @@ def test_large_messages_arrive_whole_and_in_order(face: Face) -> None:
     face.run(scenario)
 
 
+def test_a_large_message_that_stalls_and_comes_in_pieces_is_kept_with_its_descriptors(
+    face: Face, sock_dir: Path
+) -> None:
+    async def scenario(face: Face) -> None:
+        content = os.urandom(1 << 20)
+        before = len(open_descriptors())
+        async with hostile(face, sock_dir, "stream", max_fds=2) as (raw, served):
+            data = frame(content, fds=2) + frame(b"next", fds=1)
+            raw.send(hello())
+            with file_of(b"one") as one, file_of(b"two") as two:
+                socket.send_fds(raw, [data[:100]], [one.fileno(), two.fileno()])
+            sent = 100
+            while sent < len(content):
+                with pytest.raises(SocketTimeoutError):
+                    await served.recv_bytes_fds(timeout=0.01)
+                if not face.is_blocking:
+                    receiving = asyncio.create_task(served.recv_bytes_fds())
+                    await asyncio.sleep(0.01)
+                    receiving.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await receiving
+                sent += raw.send(data[sent : min(sent + 150_000, len(content) + 8)])
+            with file_of(b"three") as three:
+                socket.send_fds(raw, [data[len(content) + 8 :]], [three.fileno()])
+            for wanted, names in ((content, [b"one", b"two"]), (b"next", [b"three"])):
+                got, fds = await served.recv_bytes_fds(timeout=5)
+                assert got == wanted
+                assert [os.pread(fd.fileno(), 9, 0) for fd in fds] == names
+                for fd in fds:
+                    fd.close()
+        assert len(open_descriptors()) == before
+
+    face.run(scenario)
+
+
+def test_a_large_message_with_descriptors_arrives_from_a_channel_whatever_holds_it(face: Face) -> None:
+    async def scenario(face: Face) -> None:
+        one, other = face.channelpair(max_fds=1)
+        async with one, other:
+            content = os.urandom(1 << 20)
+            for data in (content, bytearray(content), memoryview(content).cast("I")):
+                with file_of(b"x") as file:
+                    sending = asyncio.create_task(one.send_bytes(data, fds=[file], timeout=10))
+                    got, (fd,) = await other.recv_bytes_fds(timeout=10)
+                    await sending
+                assert got == content
+                assert os.pread(fd.fileno(), 9, 0) == b"x"
+                fd.close()
+            sending = asyncio.create_task(one.send(content[:-9], timeout=10))
+            assert await other.recv(bytes, timeout=10) == content[:-9]
+            await sending
+
+    face.run(scenario)
+
+
+def test_a_close_in_the_middle_of_a_large_message_ends_both_sides(face: Face, sock_dir: Path) -> None:
+    async def scenario(face: Face) -> None:
+        before = len(open_descriptors())
+        async with hostile(face, sock_dir, "stream", max_fds=1) as (raw, served):
+            with file_of(b"x") as file:
+                socket.send_fds(raw, [hello()], [])
+                socket.send_fds(raw, [frame(bytes(1 << 20), fds=1)[:100_000]], [file.fileno()])
+            receiving = asyncio.create_task(served.recv_bytes_fds())
+            await soon(lambda: len(open_descriptors()) > before)
+            await asyncio.sleep(0.02)
+            served.close()
+            with pytest.raises(ClosedError):
+                await receiving
+        await soon(lambda: len(open_descriptors()) == before)
+
+    face.run(scenario)
+
+
+def test_a_sender_that_leaves_in_the_middle_of_a_large_message_is_gone_not_ended(face: Face, sock_dir: Path) -> None:
+    async def scenario(face: Face) -> None:
+        async with hostile(face, sock_dir, "stream") as (raw, served):
+            raw.send(hello() + frame(bytes(1 << 20))[:100_000])
+            raw.close()
+            with pytest.raises(PeerGoneError, match="after 100000 bytes of a message of at least 1048584"):
+                await served.recv_bytes(timeout=5)
+
+    face.run(scenario)
+
+
 def test_one_waits_to_receive_while_another_sends_first(face: Face, kind: str, sock_dir: Path) -> None:
     async def scenario(face: Face) -> None:
         async with face.listen_channel(sock_dir / "jobs", kind) as listener:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hostline.unix.address import AbstractAddress, PathAddress
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.passing.descriptors import Fd, close_all
 from tests.faces import Face, connected, every_millisecond, face_names, make_face, soon
+from tests.leaks import open_descriptors
 
 CONNECTED = ("stream", "seqpacket")
 
@@ -1204,3 +1206,53 @@ def test_a_directory_without_permission_is_its_own_error(face: Face, sock_dir: P
 
 def test_both_faces_export_the_same_names() -> None:
     assert sync_sockets.__all__ == aio_sockets.__all__
+
+
+# --- into memory that is there ---------------------------------------------------------------------------
+
+
+def test_bytes_of_a_stream_are_received_where_the_caller_wants_them(face: Face) -> None:
+    async def scenario(face: Face) -> None:
+        one, other = face.socketpair()
+        async with one, other:
+            content = os.urandom(1 << 20)
+            sending = asyncio.create_task(one.send(content, timeout=10))
+            space = bytearray(len(content) + 5)
+            come = 0
+            while come < len(content):
+                count = await other.recv_into(memoryview(space)[come:-5], timeout=10)
+                assert count > 0
+                come += count
+            await sending
+            assert space == content + bytes(5)
+            with pytest.raises(SocketTimeoutError):
+                await other.recv_into(space, timeout=0.01)
+            await one.send(b"abc")
+            assert await other.recv_into(array("I", [0, 0]), timeout=5) == 3
+            with pytest.raises(ValueError, match="buffer of 0 bytes"):
+                await other.recv_into(bytearray())
+            one.close()
+            with pytest.raises(EndOfStream):
+                await other.recv_into(space, timeout=5)
+        with pytest.raises(ClosedError):
+            await other.recv_into(space)
+
+    face.run(scenario)
+
+
+def test_packets_are_not_received_into_memory_and_descriptors_need_their_method(face: Face) -> None:
+    async def scenario(face: Face) -> None:
+        one, other = face.socketpair("seqpacket")
+        async with one, other:
+            with pytest.raises(LocalProtocolError, match="packets are received whole"):
+                await other.recv_into(bytearray(9))
+        one, other = face.socketpair(max_fds=1)
+        async with one, other:
+            before = len(open_descriptors())
+            await one.send(b"x", fds=[0])
+            with pytest.raises(DescriptorError, match="receive with recv_fds"):
+                await other.recv_into(bytearray(9), timeout=5)
+            assert other.is_closed
+            assert len(open_descriptors()) <= before
+
+    face.run(scenario)

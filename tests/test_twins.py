@@ -37,6 +37,9 @@ MODULES = (
     "hostline.protocol.outgoing",
     "hostline.protocol.reading",
     "hostline.protocol.states",
+    "hostline.protocol.channels.batches",
+    "hostline.protocol.channels.messages",
+    "hostline.protocol.channels.values",
     "hostline.protocol.connection.base",
     "hostline.protocol.connection.client",
     "hostline.protocol.connection.server",
@@ -78,6 +81,8 @@ def plain(value: Any) -> Any:
         return type(value).__name__, sorted(map(plain, value), key=repr)
     if isinstance(value, list | tuple | deque):
         return type(value).__name__, [plain(item) for item in value]
+    if isinstance(value, Exception):
+        return type(value).__name__, str(value)
     if isinstance(value, msgspec.Struct):
         return type(value).__name__, plain(msgspec.to_builtins(value))
     if isinstance(value, Owner) or callable(value):
@@ -408,6 +413,91 @@ def test_servers_keep_the_same_books_whatever_a_client_says(pair: Any) -> None:
 def test_clients_keep_the_same_books_whatever_a_server_says(pair: Any) -> None:
     for index, case in inputs("client", range(COUNT), test_connections.make_for_client):
         compare(pair, lambda twin, case=case, index=index: client_story(twin, case, index))  # type: ignore[misc]
+
+
+# --- channels ----------------------------------------------------------------------------------------
+
+
+def arrivals(rng: random.Random, header: Any, greeting: bytes) -> list[tuple[bytes, int]]:
+    """Return the reads of a channel, each with how many descriptors come with it: mostly right, sometimes not."""
+    stream, counts = [greeting], [0]
+    for _ in range(rng.randrange(8)):
+        count = rng.choice((0, 0, 0, 1, 2, 3))
+        data = msgspec.msgpack.encode("x" * rng.choice((0, 3, 60, 3000, 90_000)))
+        kind, zero = rng.choice((1, 1, 1, 2, 2, 3) if rng.random() < 0.2 else (1, 2)), int(rng.random() < 0.02)
+        length = len(data) if rng.random() < 0.95 else rng.randrange(1 << 32)
+        stream.append(header.pack(length, kind, zero, count) + data)
+        counts.append(count if rng.random() < 0.95 else rng.randrange(4))
+    most = rng.choice((3, 100, 70_000, 200_000))
+    reads: list[tuple[bytes, int]] = []
+    for data, count in zip(stream, counts, strict=True):
+        while True:
+            cut = rng.randrange(1, max(most, len(data) // 3))
+            if reads and not count and rng.random() < 0.5:
+                reads[-1] = reads[-1][0] + data[:cut], reads[-1][1]
+            else:
+                reads.append((data[:cut], count))
+            data, count = data[cut:], 0
+            if not data:
+                break
+    return reads
+
+
+def channel_story(twin: SimpleNamespace, seed: int) -> list[Any]:
+    rng = random.Random(seed)
+    twin.arriving._used.clear()  # what was used before decides how large the space is
+    kind = rng.choice(("stream", "stream", "seqpacket"))
+    messages = twin.messages.Messages(kind, rng.choice((None, 100, 100_000)), 2)
+    greeting = twin.messages.HELLO.pack(b"hostchan", 1 if rng.random() < 0.98 else 2, 1, rng.choice((50, 1 << 20)))
+    reads = arrivals(rng, twin.messages.HEADER, greeting)
+    read = twin.values.value_reader(rng.choice((str, int, Any)))
+    told: list[Any] = []
+    number = 0
+    for data, count in reads:
+        owners = [Owner(number + index) for index in range(count)]
+        number += count
+        while True:
+            space = messages.space
+            part: Any = data
+            if space is not None and rng.random() < 0.8:
+                part = space[: len(data)]
+                part[:] = data[: len(part)]
+            told.append(outcome(lambda part=part, owners=owners: messages.receive_data(part, owners)))  # type: ignore[misc]
+            told.append((messages.unfinished, messages.space is None, plain(messages.hello), plain(owners)))
+            data, owners = data[len(part) :], []
+            if not data:
+                break
+        choice = rng.random()
+        if choice < 0.5:
+            told.append(outcome(messages.next_message))
+        elif choice < 0.9:
+            told.append(outcome(lambda: many(twin, messages, read, 3)))
+        elif choice < 0.93:
+            messages.fail_later(hostline.HostlineError("later"))
+        if rng.random() < 0.3:
+            told.append(plain(messages))
+        for value in (b"x" * rng.choice((1, 60, 20_000)), Odd()) if rng.random() < 0.1 else ():
+            fds = rng.choice((0, 0, 2))
+            told.append(outcome(lambda value=value, fds=fds: messages.encode(value, fds)))  # type: ignore[misc]
+            told.append(outcome(lambda value=value, fds=fds: messages.encode_bytes(value, fds)))  # type: ignore[misc]
+            told.append(outcome(lambda value=value, fds=fds: messages.bytes_in_place(value, fds)))  # type: ignore[misc]
+            told.append(outcome(lambda value=value: offered(messages.encode_many([1, value, 2]))))  # type: ignore[misc]
+    messages.close()
+    return [*told, plain(messages)]
+
+
+def many(twin: SimpleNamespace, messages: Any, read: Any, count: int) -> list[Any]:
+    first = messages.next_message()
+    return [] if first is None else read.read_ready(messages, first, count)
+
+
+def offered(batch: Any) -> list[Any]:
+    return [bytes(piece) for piece in (batch.buffers() if batch.is_stream else batch.packets())]
+
+
+def test_channels_give_and_refuse_the_same_messages(pair: Any) -> None:
+    for seed in range(COUNT):
+        compare(pair, lambda twin, seed=seed: channel_story(twin, seed))  # type: ignore[misc]
 
 
 # --- the comparison itself ---------------------------------------------------------------------------

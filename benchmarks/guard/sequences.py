@@ -23,6 +23,7 @@ import msgspec
 
 import hostline
 from hostline.protocol.channels.messages import Messages
+from hostline.protocol.channels.values import value_reader
 from hostline.protocol.connection import ClientConnection, ServerConnection
 from hostline.wire import codec
 
@@ -140,11 +141,17 @@ def pipelined(count: int, path: str) -> None:
         raise AssertionError(f"{taken} of {count} calls arrived")
 
 
-def one_way(count: int, path: str) -> None:
-    """Messages of 200 bytes on a channel, a hundred at a time."""
+def greeted() -> tuple[Messages, Messages]:
+    """Return both ends of a channel that have greeted each other."""
     sender, receiver = Messages("stream"), Messages("stream")
     receiver.receive_data(sender.introduce())
     sender.receive_data(receiver.introduce())
+    return sender, receiver
+
+
+def one_way(count: int, path: str) -> None:
+    """Messages of 200 bytes on a channel, a hundred at a time."""
+    sender, receiver = greeted()
     message = note(197)
     taken = 0
     for _ in range(count // 100):
@@ -153,6 +160,40 @@ def one_way(count: int, path: str) -> None:
             taken += arrived is not None
     if taken != count:
         raise AssertionError(f"{taken} of {count} messages arrived")
+
+
+def batched(count: int, path: str) -> None:
+    """Messages of 200 bytes on a channel, 250 of them in one `send_many`, and what `recv_many` makes of them."""
+    sender, receiver = greeted()
+    values, read, taken = [bytes(200)] * 250, value_reader(bytes), 0
+    for _ in range(count // 250):
+        batch = sender.encode_many(values)
+        while not batch.is_done:
+            data = bytes(batch.buffers()[0][:CHUNK])
+            batch.took_bytes(len(data))
+            receiver.receive_data(data)
+        while (first := receiver.next_message()) is not None:
+            taken += len(read.read_ready(receiver, first, 250))
+    if taken != count:
+        raise AssertionError(f"{taken} of {count} messages arrived")
+
+
+def large_message(count: int, path: str) -> None:
+    """1 MB of plain bytes on a channel, received where they stay."""
+    sender, receiver = greeted()
+    data = bytes(1_000_000)
+    for _ in range(count):
+        head, rest = map(memoryview, sender.bytes_in_place(data))
+        receiver.receive_data(bytes(head) + bytes(rest[:CHUNK]))
+        rest = rest[CHUNK:]
+        while (space := receiver.space) is not None:
+            part = space[: min(2 * CHUNK, len(rest))]
+            part[:] = rest[: len(part)]
+            rest = rest[len(part) :]
+            receiver.receive_data(part)
+        message = receiver.next_message()
+        if message is None or message.data != data:
+            raise AssertionError("another message than was sent")
 
 
 def items(count: int, path: str) -> None:
@@ -268,6 +309,8 @@ ALL: Final = (
     Sequence("call_1m", "call and answer of 1 MB, no socket", 25, call_1m),
     Sequence("pipelined", "call taken of 1,000 pipelined, no socket", 4000, pipelined),
     Sequence("one_way", "one-way message of 200 B of 100, no socket", 4000, one_way),
+    Sequence("batched", "message of 200 B of a batch of 250, no socket", 4000, batched),
+    Sequence("large_message", "message of 1 MB, no socket", 25, large_message),
     Sequence("items", "item of a stream, no socket", 2000, items),
     Sequence("blocking_call", "call, blocking client", 150, blocking_call, "answer"),
     Sequence("asyncio_call", "call, asyncio client", 150, asyncio_call, "answer"),

@@ -134,9 +134,9 @@ LEAST_READ_SIZE = 4 << 10
 # Seconds until a connection that was read on an event loop that may have stopped watching it (libuv does at POLLERR) is
 # tried once more. Shorter costs busy connections more, longer lets those that ended stay.
 SECOND_LOOK = 0.02
-# Payload of a frame from which on it is received straight into memory of its own, in which it stays: below, one read
-# mostly brings it whole. And bytes of such memory that a process keeps for the next large frames, also while nobody
-# needs them: to touch a mebibyte for the first time costs seven times as much as to copy it.
+# Payload of a frame, or message of a channel, from which on it is received straight into memory of its own, in which
+# it stays: below, one read mostly brings it whole. And bytes of such memory that a process keeps for the next large
+# ones, also while nobody needs them: to touch a mebibyte for the first time costs seven times as much as to copy it.
 LARGE_FRAME = 64 << 10
 WARM_MEMORY = 4 << 20
 

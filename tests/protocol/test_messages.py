@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostline.errors import (
@@ -19,8 +21,8 @@ from hostline.errors import (
     MessageTooLongError,
     RemoteProtocolError,
 )
-from hostline.limits import HARD_MAX_MESSAGE_SIZE
-from hostline.protocol.channels.batches import Batch, count_sent
+from hostline.limits import HARD_MAX_MESSAGE_SIZE, LARGE_FRAME
+from hostline.protocol.channels.batches import Batch, count_sent, left_of
 from hostline.protocol.channels.messages import HEADER, HELLO, MAGIC, VERSION, Message, Messages
 from hostline.protocol.channels.values import plain_bytes, value_reader, without_fds
 from hostline.unix.passing.descriptors import Fd
@@ -196,6 +198,112 @@ def test_unfinished_says_what_is_missing() -> None:
     assert messages.unfinished == "9 bytes of a message of at least 58"
 
 
+# --- large messages ----------------------------------------------------------------------------------
+
+DATA = random.Random(1).randbytes(700_000)
+
+
+def receive(messages: Messages, stream: bytes, read_size: int = 65_536) -> list[tuple[bool, bytes]]:
+    """Do as the faces do: into `space` where there is one."""
+    found: list[tuple[bool, bytes]] = []
+    rest = memoryview(stream)
+    while rest:
+        if messages.space is not None:
+            part = messages.space[: min(len(rest), read_size)]
+            part[:] = rest[: len(part)]
+        else:
+            part = rest[:read_size]
+        rest = rest[len(part) :]
+        messages.receive_data(part if messages.space is not None else bytes(part))
+        more, error = drain(messages)
+        assert not error
+        found += more
+    return found
+
+
+@pytest.mark.parametrize("read_size", [1, 7, 4096, 65_536, 10_000_000])
+@pytest.mark.parametrize("size", [LARGE_FRAME - 1, LARGE_FRAME, LARGE_FRAME + 1, len(DATA)])
+def test_a_large_message_between_small_ones_comes_out_whole(read_size: int, size: int) -> None:
+    if read_size < 10 and size > 70_000:
+        size = 70_000
+    stream = frame(b"a", 1) + frame(DATA[:size]) + frame(b"") + frame(DATA[:size], 1) + frame(b"z")
+    messages = met()
+    found = receive(messages, stream, read_size)
+    assert found == [(False, b"a"), (True, DATA[:size]), (True, b""), (False, DATA[:size]), (True, b"z")]
+    assert all(type(data) is bytes for _, data in found)
+    assert messages.space is None
+    assert messages.unfinished == ""
+
+
+@given(st.lists(st.integers(0, 200_000), max_size=5), st.lists(st.integers(1, 150_000), max_size=20))
+def test_large_messages_come_out_whole_also_of_whoever_ignores_the_space(sizes: list[int], cuts: list[int]) -> None:
+    stream = b"".join(frame(DATA[:size]) for size in sizes)
+    messages, rest = met(), stream
+    for size in [*cuts, len(stream)]:
+        messages.receive_data(rest[:size])
+        rest = rest[size:]
+    assert drain(messages) == ([(True, DATA[:size]) for size in sizes], "")
+
+
+def test_a_peer_that_announces_much_and_sends_little_takes_little() -> None:
+    messages = met(max_message_size=HARD_MAX_MESSAGE_SIZE)
+    tracemalloc.start()
+    try:
+        messages.receive_data(header(HARD_MAX_MESSAGE_SIZE))
+        come = 0
+        for size in (0, 100, 10_000, 100_000, 400_000):
+            receive(messages, DATA[:size])
+            come += size
+            held, _ = tracemalloc.get_traced_memory()
+            assert held <= 4 * max(come, LARGE_FRAME // 4) + 10_000
+            assert messages.unfinished == f"{come + 8} bytes of a message of at least {HARD_MAX_MESSAGE_SIZE + 8}"
+        messages.close()
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < 10_000, "what was held for it is given back"
+    finally:
+        tracemalloc.stop()
+
+
+def test_descriptors_stay_with_a_large_message_until_all_of_it_is_there() -> None:
+    messages = met(max_fds=2)
+    first, second = pipes(2)
+    data = frame(DATA, fds=1)
+    messages.receive_data(data[:50_000], [first])
+    assert receive(messages, data[50_000:-1]) == []
+    assert messages.space is not None
+    messages.space[:1] = data[-1:]
+    messages.receive_data(messages.space[:1])
+    messages.receive_data(frame(b"next", fds=1), [second])
+    for fd, content in ((first, DATA), (second, b"next")):
+        message = messages.next_message()
+        assert message is not None
+        assert (message.data, [*message.fds]) == (content, [fd])
+        fd.close()
+
+
+def test_a_large_message_that_ends_in_a_read_leaves_the_descriptors_of_that_read_to_the_next() -> None:
+    messages = met(max_fds=1)
+    (fd,) = pipes(1)
+    messages.receive_data(frame(DATA)[:50_000])
+    messages.receive_data(frame(DATA)[50_000:] + frame(b"next", fds=1), [fd])
+    assert drain(messages) == ([(True, DATA), (True, b"next")], "")
+    assert not fd.is_closed
+    fd.close()
+
+
+def test_descriptors_in_the_middle_of_a_large_message_end_the_channel_and_free_its_memory() -> None:
+    messages = met(max_fds=2)
+    held, late = pipes(2)
+    messages.receive_data(frame(DATA, fds=1)[:50_000], [held])
+    assert messages.space is not None
+    messages.receive_data(messages.space[:10], [late])
+    assert "no message announced" in drain(messages)[1]
+    assert held.is_closed
+    assert late.is_closed
+    assert messages.space is None
+    assert messages.unfinished == ""
+
+
 # --- descriptors -------------------------------------------------------------------------------------
 
 
@@ -275,6 +383,32 @@ def test_what_is_encoded_comes_out_again() -> None:
     assert second is not None
     assert value_reader(Job)(first) == Job(1, "tea")
     assert plain_bytes(second) == b"plain"
+
+
+@pytest.mark.parametrize("size", [0, 100, 16_383, 16_384, 700_000])
+@pytest.mark.parametrize("form", [bytes, bytearray, lambda data: memoryview(data + data)[: len(data)]])
+def test_plain_bytes_in_pieces_are_those_in_one_and_large_ones_stay_where_they_are(size: int, form: Any) -> None:
+    messages = met()
+    data = form(DATA[:size])
+    pieces = messages.bytes_in_place(data)
+    assert b"".join(pieces) == messages.encode_bytes(data) == frame(DATA[:size])
+    assert len(pieces) == (2 if size >= 16_384 else 1)
+    if len(pieces) == 2 and type(data) is bytearray:
+        with pytest.raises(BufferError):
+            data.append(0)  # the length was said already
+    if len(pieces) == 2 and type(data) is bytes:
+        assert pieces[1] is data
+
+
+def test_large_plain_bytes_are_refused_like_small_ones() -> None:
+    messages = Messages("stream", 50_000)
+    with pytest.raises(MessageTooLongError, match="50001 bytes exceeds this side's max_message_size 50000"):
+        messages.bytes_in_place(bytes(50_001))
+    messages.receive_data(HELLO.pack(MAGIC, VERSION, 1, 40_000))
+    with pytest.raises(MessageTooLongError, match="40001 bytes exceeds the other side's max_message_size 40000"):
+        messages.bytes_in_place(bytearray(40_001))
+    with pytest.raises(DescriptorError, match="2 descriptors exceed the max_fds 1"):
+        messages.bytes_in_place(bytes(40_000), 2)
 
 
 def test_the_text_of_a_refused_size_names_side_and_bound() -> None:
@@ -371,6 +505,46 @@ def test_a_batch_on_a_stream_counts_whole_messages_whatever_the_kernel_takes(
         assert sent.startswith(whole)
         assert bool(batch.torn) == (len(sent) > len(whole))
     assert sent == b"".join(parts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from((0, 1, 40, 300, 70_000, 300_000)), max_size=30), st.data())
+def test_encoded_values_are_counted_whatever_the_kernel_takes(sizes: list[int], data: st.DataObject) -> None:
+    messages = met()
+    values = [DATA[:size] for size in sizes]
+    frames = [bytes(messages.encode(value)) for value in values]
+    batch = messages.encode_many(iter(values))
+    sent = bytearray()
+    while not batch.is_done:
+        offered = b"".join(batch.buffers())
+        size = data.draw(st.integers(1, len(offered)) | st.sampled_from((1, 9, len(frames[0]), len(offered))))
+        size = min(size, len(offered))
+        sent += offered[:size]
+        batch.took_bytes(size)
+        whole, count = 0, 0
+        while count < len(frames) and whole + len(frames[count]) <= len(sent):
+            whole += len(frames[count])
+            count += 1
+        assert batch.sent_count == count
+        assert batch.torn == (f"{len(sent) - whole} of {len(frames[count])} bytes" if len(sent) > whole else "")
+    assert sent == b"".join(frames)
+
+
+def test_one_of_many_that_cannot_be_encoded_or_is_too_large_stops_them_all() -> None:
+    messages = Messages("stream", 100)
+    with pytest.raises(InvalidMessageError, match="cannot be encoded"):
+        messages.encode_many([1, object()])
+    with pytest.raises(MessageTooLongError, match="103 bytes"):
+        messages.encode_many([1, bytes(101)])
+    assert not messages.has_sent
+    batch = messages.encode_many([])
+    assert batch.is_done
+    assert batch.sent_count == 0
+
+
+@given(st.lists(st.binary(max_size=5), max_size=5), st.integers(0, 25))
+def test_what_is_left_of_some_pieces(pieces: list[bytes], count: int) -> None:
+    assert b"".join(left_of(pieces, count)) == b"".join(pieces)[count:]
 
 
 def test_a_batch_of_packets_keeps_empty_ones() -> None:

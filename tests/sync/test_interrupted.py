@@ -139,6 +139,8 @@ def test_a_channel_whose_calls_were_interrupted_goes_on_and_closes() -> None:
         other.recv(timeout=1)
         one.send_many([1, 2])
         other.recv_many(10)
+        one.send(bytes(100_000), timeout=1)
+        other.recv(timeout=1)
 
     for at in points():
         one, other = sync.channelpair()

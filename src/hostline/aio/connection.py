@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from hostline.aio.waiting import Endpoint
 from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError
 from hostline.limits import READ_SIZE
-from hostline.protocol.channels.batches import Batch, checked_count, count_sent
+from hostline.protocol.channels.batches import Batch, checked_count, count_sent, left_of
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, send_message
+from hostline.unix.passing.ancillary import Received, recv_message, recv_message_into, send_message
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 from hostline.unix.passing.packets import recv_waiting, send_packets
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = ["Connection"]
 
@@ -94,23 +94,31 @@ class Connection(Endpoint):
             LocalProtocolError: An earlier send was cut off in the middle, or another task is sending.
             ClosedError: This side was closed, perhaps while waiting.
         """
-        deadline = Deadline.after(timeout)
+        await self._send_pieces((data,), fds, Deadline.after(timeout))
+
+    async def _send_pieces(
+        self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline
+    ) -> None:
+        """Send some pieces as `send` sends one: as one packet, or one behind the other."""
         self._check_writable()
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
-        rest = data
-        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        first = pieces[0]
+        size = len(first) if type(first) is bytes else memoryview(first).nbytes
+        if len(pieces) > 1:
+            size += sum(memoryview(piece).nbytes for piece in pieces[1:])
+        rest = pieces
         sent = 0
         try:
             while True:
                 try:
-                    sent += send_message(self._sock, (rest,), fds, socket_type=self.type, address=self.address)
+                    sent += send_message(self._sock, rest, fds, socket_type=self.type, address=self.address)
                 except BlockingIOError:
                     await self._wait_writable(deadline, "send")
                     continue
                 if sent >= size:
                     return
-                rest = memoryview(data).cast("B")[sent:]
+                rest = left_of(pieces, sent)
                 fds = ()
         finally:
             if 0 < sent < size:
@@ -133,8 +141,10 @@ class Connection(Endpoint):
             HostlineError: As from `send`; `sent_count` says how many were sent as a whole before it. A cancellation
                 has it too.
         """
-        deadline = Deadline.after(timeout)
-        batch = Batch(messages, is_stream=self.type == "stream")
+        return await self._send_all_of(Batch(messages, is_stream=self.type == "stream"), Deadline.after(timeout))
+
+    async def _send_all_of(self, batch: Batch, deadline: Deadline) -> int:
+        """Send a batch as `send_many` does."""
         try:
             self._check_writable()
             if self._torn:
@@ -182,6 +192,33 @@ class Connection(Endpoint):
             self.close()
             raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
         return received.data
+
+    async def recv_into(self, buffer: WriteableBuffer, *, timeout: float | None = None) -> int:
+        """Receive some bytes of a stream into memory that is there, which saves large data a copy and new memory.
+
+        Args:
+            buffer: Where they are put, from its begin; as many come as it holds, at most.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            How many came: at least one.
+
+        Raises:
+            HostlineError: As from `recv`.
+            LocalProtocolError: This is no stream; packets are received whole.
+            ValueError: The buffer is empty.
+        """
+        if self.type != "stream":
+            raise LocalProtocolError("packets are received whole: use recv")
+        space = memoryview(buffer).cast("B")
+        if not space:
+            raise ValueError("buffer of 0 bytes must hold at least 1")
+        received = await self._receive(len(space), timeout, space)
+        if received.fds:
+            close_all(received.fds)
+            self.close()
+            raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
+        return len(received.data)
 
     async def recv_fds(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
         """Receive some bytes of a stream, or one packet, with the descriptors that came along.
@@ -272,7 +309,8 @@ class Connection(Endpoint):
             self.close()
         return [(data, fds) for data, fds, *_ in received]
 
-    async def _receive(self, max_size: int, timeout: float | None) -> Received:
+    async def _receive(self, max_size: int, timeout: float | None, space: memoryview | None = None) -> Received:
+        """Receive what one read gives, on a stream perhaps into memory that is there: its part is the data then."""
         deadline = Deadline.after(timeout)
         if self._late:
             raise self._late.pop()
@@ -280,9 +318,12 @@ class Connection(Endpoint):
         try:
             while True:
                 try:
-                    received = recv_message(
-                        self._sock, max_size, self.max_fds, socket_type=self.type, address=self.address
-                    )
+                    if space is not None:
+                        received = self._receive_into(space)
+                    else:
+                        received = recv_message(
+                            self._sock, max_size, self.max_fds, socket_type=self.type, address=self.address
+                        )
                 except BlockingIOError:
                     await self._wait_readable(deadline, "recv")
                     continue
@@ -292,6 +333,10 @@ class Connection(Endpoint):
         except DescriptorError:
             self.close()
             raise
+
+    def _receive_into(self, space: memoryview) -> Received:
+        count, fds = recv_message_into(self._sock, space, self.max_fds, address=self.address)
+        return Received(cast(bytes, space[:count]), fds, not count)
 
     def shutdown(self) -> None:
         """End sending: the other side sees the end of the stream, and this side may go on receiving.

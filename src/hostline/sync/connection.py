@@ -11,22 +11,22 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
 from hostline.limits import READ_SIZE
-from hostline.protocol.channels.batches import Batch, checked_count, count_sent
+from hostline.protocol.channels.batches import Batch, checked_count, count_sent, left_of
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, check_not_held, lock_timeout
 from hostline.unix.address import SocketType
 from hostline.unix.credentials import Peer
 from hostline.unix.oserrors import translate
-from hostline.unix.passing.ancillary import Received, recv_message, send_message
+from hostline.unix.passing.ancillary import Received, recv_message, recv_message_into, send_message
 from hostline.unix.passing.descriptors import Fd, HasFileno, close_all
 from hostline.unix.passing.packets import recv_waiting, send_packets
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = ["Connection"]
 
@@ -97,15 +97,20 @@ class Connection(Endpoint):
             LocalProtocolError: An earlier send was cut off in the middle.
             ClosedError: This side was closed, perhaps while waiting.
         """
-        deadline = Deadline.after(timeout)
+        self._send_pieces((data,), fds, Deadline.after(timeout))
+
+    def _send_pieces(
+        self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline
+    ) -> None:
+        """Send some pieces as `send` sends one: as one packet, or one behind the other."""
         place = object()
         try:
             self._enter(place)
             check_not_held(self._send_lock, "sends")
             try:
-                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                if not self._send_lock.acquire(timeout=lock_timeout(deadline.left())):
                     raise translate(TimeoutError(), "send", self.type, self.address)
-                self._send_all(data, fds, deadline)
+                self._send_all(pieces, fds, deadline)
             finally:
                 try:
                     self._send_lock.release()
@@ -116,11 +121,14 @@ class Connection(Endpoint):
             if self._is_closed:
                 self._release_if_free()
 
-    def _send_all(self, data: ReadableBuffer, fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
+    def _send_all(self, pieces: Sequence[ReadableBuffer], fds: Sequence[int | HasFileno], deadline: Deadline) -> None:
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
-        rest = data
-        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        first = pieces[0]
+        size = len(first) if type(first) is bytes else memoryview(first).nbytes
+        if len(pieces) > 1:
+            size += sum(memoryview(piece).nbytes for piece in pieces[1:])
+        rest = pieces
         flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
         sent = 0
         try:
@@ -129,14 +137,14 @@ class Connection(Endpoint):
                     raise self._closed()
                 try:
                     sent += send_message(
-                        self._sock, (rest,), fds, flags=flags, socket_type=self.type, address=self.address
+                        self._sock, rest, fds, flags=flags, socket_type=self.type, address=self.address
                     )
                 except BlockingIOError:
                     self._wait(WRITABLE, deadline, "send")
                     continue
                 if sent >= size:
                     return
-                rest = memoryview(data).cast("B")[sent:]
+                rest = left_of(pieces, sent)
                 fds = ()
         except SocketError as error:
             if self._is_closed:
@@ -163,14 +171,16 @@ class Connection(Endpoint):
             HostlineError: As from `send`; `sent_count` says how many were sent as a whole before it. After Ctrl-C it is
                 a lower bound.
         """
-        deadline = Deadline.after(timeout)
-        batch = Batch(messages, is_stream=self.type == "stream")
+        return self._send_all_of(Batch(messages, is_stream=self.type == "stream"), Deadline.after(timeout))
+
+    def _send_all_of(self, batch: Batch, deadline: Deadline) -> int:
+        """Send a batch as `send_many` does."""
         place = object()
         try:
             self._enter(place)
             check_not_held(self._send_lock, "sends")
             try:
-                if not self._send_lock.acquire(timeout=lock_timeout(timeout)):
+                if not self._send_lock.acquire(timeout=lock_timeout(deadline.left())):
                     raise translate(TimeoutError(), "send", self.type, self.address)
                 try:
                     self._send_batch(batch, deadline)
@@ -237,6 +247,33 @@ class Connection(Endpoint):
             self.close()
             raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
         return received.data
+
+    def recv_into(self, buffer: WriteableBuffer, *, timeout: float | None = None) -> int:
+        """Receive some bytes of a stream into memory that is there, which saves large data a copy and new memory.
+
+        Args:
+            buffer: Where they are put, from its begin; as many come as it holds, at most.
+            timeout: Seconds to wait; None waits without limit.
+
+        Returns:
+            How many came: at least one.
+
+        Raises:
+            HostlineError: As from `recv`.
+            LocalProtocolError: This is no stream; packets are received whole.
+            ValueError: The buffer is empty.
+        """
+        if self.type != "stream":
+            raise LocalProtocolError("packets are received whole: use recv")
+        space = memoryview(buffer).cast("B")
+        if not space:
+            raise ValueError("buffer of 0 bytes must hold at least 1")
+        received = self._receive(len(space), timeout, space)
+        if received.fds:
+            close_all(received.fds)
+            self.close()
+            raise DescriptorError(f"{len(received.fds)} descriptors came with the message: receive with recv_fds")
+        return len(received.data)
 
     def recv_fds(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> tuple[bytes, list[Fd]]:
         """Receive some bytes of a stream, or one packet, with the descriptors that came along.
@@ -333,7 +370,8 @@ class Connection(Endpoint):
                 self._release_if_free()
         return [(data, fds) for data, fds, *_ in received]
 
-    def _receive(self, max_size: int, timeout: float | None) -> Received:
+    def _receive(self, max_size: int, timeout: float | None, space: memoryview | None = None) -> Received:
+        """Receive what one read gives, on a stream perhaps into memory that is there: its part is the data then."""
         deadline = Deadline.after(timeout)
         if self._late:
             self._raise_late()
@@ -343,9 +381,12 @@ class Connection(Endpoint):
             self._enter(place)
             while True:
                 try:
-                    received = recv_message(
-                        self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
-                    )
+                    if space is not None:
+                        received = self._receive_into(space, flags)
+                    else:
+                        received = recv_message(
+                            self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
+                        )
                 except BlockingIOError:
                     self._wait(READABLE, deadline, "recv")
                     continue
@@ -365,6 +406,10 @@ class Connection(Endpoint):
             self._users.pop(place, None)
             if self._is_closed:
                 self._release_if_free()
+
+    def _receive_into(self, space: memoryview, flags: int) -> Received:
+        count, fds = recv_message_into(self._sock, space, self.max_fds, flags=flags, address=self.address)
+        return Received(cast(bytes, space[:count]), fds, not count)
 
     def _raise_late(self) -> None:
         try:

@@ -136,7 +136,7 @@ class Channel:
         """Send plain bytes as one message, for `recv_bytes`.
 
         Args:
-            data: The bytes; none is legal.
+            data: The bytes; none is legal. They are sent from where they are, and may not change until this is done.
             fds: Descriptors that go with it; they stay the caller's.
             timeout: Seconds until all must have been taken; None waits without limit.
 
@@ -145,7 +145,7 @@ class Channel:
         """
         deadline = Deadline.after(timeout)
         await self._meet_to_send(deadline)
-        await self.connection.send(self._messages.encode_bytes(data, len(fds)), fds=fds, timeout=deadline.left())
+        await self.connection._send_pieces(self._messages.bytes_in_place(data, len(fds)), fds, deadline)
 
     async def send_many(self, values: Iterable[Any], *, timeout: float | None = None) -> int:
         """Send many values, each as one message, with as few system calls as the socket's type allows.
@@ -163,11 +163,11 @@ class Channel:
         deadline = Deadline.after(timeout)
         try:
             await self._meet_to_send(deadline)
-            frames = [self._messages.encode(value) for value in values]
+            batch = self._messages.encode_many(values)
         except BaseException as error:
             count_sent(error, 0)
             raise
-        return await self.connection.send_many(frames, timeout=deadline.left())
+        return await self.connection._send_all_of(batch, deadline)
 
     def shutdown(self) -> None:
         """End sending: the other side's iteration ends, and this side may go on receiving.
@@ -225,7 +225,7 @@ class Channel:
         """
         read = value_reader(type)
         message = await self._receive(timeout)
-        return read(message), message.fds
+        return read(message), [*message.fds]
 
     async def recv_bytes(self, *, timeout: float | None = None) -> bytes:
         """Receive one message of plain bytes.
@@ -248,7 +248,7 @@ class Channel:
             HostlineError: As from `recv_bytes`. The descriptors of a message that is refused are closed.
         """
         message = await self._receive(timeout)
-        return plain_bytes(message), message.fds
+        return plain_bytes(message), [*message.fds]
 
     @overload
     async def recv_many(self, max_count: int, type: Callable[..., T], *, timeout: float | None = None) -> list[T]: ...
@@ -273,19 +273,9 @@ class Channel:
         """
         checked_count(max_count)
         read = value_reader(type)
-        values: list[Any] = []
         deadline = Deadline.after(timeout)
         await self._meet(deadline)
-        message: Message | None = await self._next(deadline, max_count)
-        while message is not None:
-            try:
-                values.append(read(without_fds(message)))
-                message = self._messages.next_message() if len(values) < max_count else None
-            except HostlineError as error:
-                if not values:
-                    raise
-                self._messages.fail_later(error)
-                break
+        values = read.read_ready(self._messages, await self._next(deadline, max_count), max_count)
         self._turn += len(values) - 1
         return values
 
@@ -378,7 +368,7 @@ class Channel:
         size = self._messages.read_size
         try:
             if max_count == 1 or self.type == "stream":
-                data, fds = await self.connection.recv_fds(size, timeout=deadline.left())
+                data, fds, *_ = await self.connection._receive(size, deadline.left(), self._messages.space)
                 self._messages.receive_data(data, fds)
                 return
             for data, fds in await self.connection.recv_many_fds(max_count, size, timeout=deadline.left()):

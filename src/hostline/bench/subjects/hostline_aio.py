@@ -15,8 +15,6 @@ from hostline.bench.subjects.talk import is_plain_echo
 __all__ = ["SUBJECTS", "loop_factory"]
 
 READ_SIZE = 1 << 16
-# What one receive of something long asks for: about what a socket holds.
-PART_SIZE = 1 << 18
 
 
 def loop_factory(style: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -32,15 +30,21 @@ def loop_factory(style: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _stream(connection: Any) -> AioLink:
     recv = connection.recv
 
-    async def recv_exactly(size: int) -> bytes:
-        data: bytes = await recv(min(size, PART_SIZE))
-        if len(data) == size:
+    spaces: dict[int, memoryview] = {}
+
+    async def recv_exactly(size: int) -> bytes | memoryview:
+        if size <= READ_SIZE:
+            data: bytes = await recv(size)
+            while len(data) < size:
+                data += await recv(size - len(data))
             return data
-        parts, left = [data], size - len(data)
-        while left:
-            parts.append(await recv(min(left, PART_SIZE)))
-            left -= len(parts[-1])
-        return b"".join(parts)
+        # Received where it stays, in memory that is used again, as a program that takes large data does.
+        if size not in spaces:
+            spaces[size] = memoryview(bytearray(size))
+        come, space = 0, spaces[size]
+        while come < size:
+            come += await connection.recv_into(space[come:])
+        return space
 
     async def count(number: int, size: int) -> int:
         left = number * size

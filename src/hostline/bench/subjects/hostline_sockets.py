@@ -14,8 +14,6 @@ from hostline.bench.subjects.talk import ECHO, HEADER, NUMBER
 __all__ = ["SUBJECTS"]
 
 READ_SIZE = 1 << 16
-# What one receive of something long asks for: about what a socket holds.
-PART_SIZE = 1 << 18
 MAX_FDS = 16
 TYPES = {"unix": "stream", "seqpacket": "seqpacket", "datagram": "datagram"}
 
@@ -30,15 +28,21 @@ def _stream(connection: Any) -> Link:
     """Return the link over a stream, whose messages are so many bytes."""
     recv, send = connection.recv, connection.send
 
-    def recv_exactly(size: int) -> bytes:
-        data: bytes = recv(min(size, PART_SIZE))
-        if len(data) == size:
+    spaces: dict[int, memoryview] = {}
+
+    def recv_exactly(size: int) -> bytes | memoryview:
+        if size <= READ_SIZE:
+            data: bytes = recv(size)
+            while len(data) < size:
+                data += recv(size - len(data))
             return data
-        parts, left = [data], size - len(data)
-        while left:
-            parts.append(recv(min(left, PART_SIZE)))
-            left -= len(parts[-1])
-        return b"".join(parts)
+        # Received where it stays, in memory that is used again, as a program that takes large data does.
+        if size not in spaces:
+            spaces[size] = memoryview(bytearray(size))
+        come, space = 0, spaces[size]
+        while come < size:
+            come += connection.recv_into(space[come:])
+        return space
 
     def count(number: int, size: int) -> int:
         left = number * size

@@ -38,7 +38,7 @@ class Link:
 
     Attributes:
         send: Sends one message.
-        recv: Receives one message of the given size.
+        recv: Receives one message of the given size; of a large one it may give memory that the next one overwrites.
         count: Receives so many messages of so many bytes each, and returns how many had them.
         close: Closes the connection.
         post: Sends one message that will be counted; `send` unless given.
@@ -47,8 +47,8 @@ class Link:
         recv_fds: Receives one, closes its descriptors and returns how many they were.
     """
 
-    send: Callable[[bytes], object]
-    recv: Callable[[int], bytes]
+    send: Callable[[bytes | memoryview], object]
+    recv: Callable[[int], bytes | memoryview]
     count: Callable[[int, int], int]
     close: Callable[[], object]
     post: Callable[[bytes], object] | None = None
@@ -91,7 +91,7 @@ class LinkDriver(Driver):
     def echo(self, data: bytes) -> bytes:
         self.link.send(pack_header(ECHO, len(data), 1))
         self.link.send(data)
-        return self.link.recv(len(data))
+        return bytes(self.link.recv(len(data)))
 
     def latency(self, size: int, count: int) -> array[int]:
         link, data = self.link, padding(size)
@@ -170,8 +170,8 @@ class LinkDriver(Driver):
 class AioLink:
     """Hold what one asyncio connection does; see Link."""
 
-    send: Callable[[bytes], Awaitable[object]]
-    recv: Callable[[int], Awaitable[bytes]]
+    send: Callable[[bytes | memoryview], Awaitable[object]]
+    recv: Callable[[int], Awaitable[bytes | memoryview]]
     count: Callable[[int, int], Awaitable[int]]
     close: Callable[[], object]
     post: Callable[[bytes], Awaitable[object]] | None = None
@@ -232,7 +232,7 @@ class AioLinkDriver(Driver):
             if not self._is_plain:
                 await link.send(pack_header(ECHO, len(data), 1))
             await link.send(data)
-            return await link.recv(len(data))
+            return bytes(await link.recv(len(data)))
 
         answer: bytes = self._run(work)
         return answer

@@ -35,7 +35,7 @@ def padding(size: int) -> bytes:
     return b"x" * size
 
 
-def check_number(answer: bytes, expected: int, of_what: str) -> None:
+def check_number(answer: bytes | memoryview, expected: int, of_what: str) -> None:
     """Judge an acknowledgement.
 
     Raises:

@@ -18,18 +18,20 @@ Then come messages, each a header of 8 bytes and its bytes; on seqpacket the hel
 Descriptors are matched exactly: a read of a stream gives those of one message at most and ends within that message's
 bytes, so that they belong to the message that begins in the read and announces them. Whatever is announced and did not
 come, or came and was not announced, ends the channel.
+
+More than 400 lines: both directions share one hello and its bounds, and are one class in C.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+import hostline.protocol.channels.header as header
 from hostline.errors import (
     DescriptorError,
     HostlineError,
@@ -41,11 +43,15 @@ from hostline.limits import (
     DEFAULT_MAX_MESSAGE_SIZE,
     DEFAULT_MAX_PACKET_SIZE,
     HARD_MAX_MESSAGE_SIZE,
+    LARGE_FRAME,
     MAX_PACKET_SIZE,
     READ_SIZE,
 )
+from hostline.protocol.channels.batches import Batch, Frames
+from hostline.protocol.channels.header import HEADER
 from hostline.unix.address import SocketType
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.wire.arriving import Arriving
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -55,15 +61,23 @@ __all__ = ["HEADER", "HELLO", "MAGIC", "VERSION", "Hello", "Message", "Messages"
 MAGIC: Final = b"hostchan"
 VERSION: Final = 1
 HELLO: Final = struct.Struct("<8sHHI")
-HEADER: Final = struct.Struct("<IBBH")
 
 _VALUE: Final = 1
 _BYTES: Final = 2
+_SIZE: Final = HEADER.size
+_LARGE: Final = LARGE_FRAME + HEADER.size
+
+# Bytes from which on a message leaves from where its sender has it: below, to join it with its header costs less.
+_IN_PLACE: Final = 16 << 10
+# Bytes of encoded messages from which on the next goes into another buffer: a buffer that grows is copied.
+_PIECE: Final = 256 << 10
+
+_NO_FDS: Final = ()
 
 _encode_into = msgspec.msgpack.Encoder().encode_into
 
 
-class Message(NamedTuple):
+class Message:
     """Hold one message as it came.
 
     Attributes:
@@ -72,9 +86,12 @@ class Message(NamedTuple):
         fds: Its descriptors, in the order sent; they belong to whoever holds this.
     """
 
-    is_bytes: bool
-    data: bytes
-    fds: list[Fd]
+    __slots__ = ("data", "fds", "is_bytes")
+
+    def __init__(self, is_bytes: bool, data: bytes, fds: Sequence[Fd]) -> None:
+        self.is_bytes = is_bytes
+        self.data = data
+        self.fds = fds
 
 
 class Hello(NamedTuple):
@@ -93,6 +110,7 @@ class Messages:
         max_message_size: Bytes that one message may have, in either direction.
         max_fds: Descriptors that one message may bring.
         read_size: How many bytes to receive at once.
+        space: Where the next bytes are best received, while a large message is on its way; otherwise None.
         hello: What the other side takes; None until it has said so.
         has_sent: Whether a message was encoded: until then a peer that leaves can have missed nothing but a hello.
         was_reset: Whether the kernel said that the other side left something unread.
@@ -100,18 +118,22 @@ class Messages:
 
     __slots__ = (
         "_arrived",
+        "_arriving",
         "_buffer",
         "_has_failed",
         "_held",
         "_is_stream",
+        "_most",
         "_needed",
         "_packet_size",
         "_ready",
+        "_taken",
         "has_sent",
         "hello",
         "max_fds",
         "max_message_size",
         "read_size",
+        "space",
         "was_reset",
     )
 
@@ -146,15 +168,19 @@ class Messages:
             max_message_size = min(max_message_size, MAX_PACKET_SIZE - HEADER.size)
         self.max_message_size = max_message_size
         self.max_fds = max_fds
-        self.read_size = READ_SIZE if self._is_stream else max(HELLO.size, HEADER.size + max_message_size)
+        self.read_size = READ_SIZE if self._is_stream else max(HELLO.size, _SIZE + max_message_size)
         self.hello: Hello | None = None
         self.has_sent = False
         self.was_reset = False
+        self._most = max_message_size if self._is_stream else 0  # a larger one is looked at in full
         self._buffer = bytearray()
         self._needed = HELLO.size
-        self._arrived: list[Fd] = []  # of the read at hand, not yet given to a message
-        self._held: list[Fd] = []  # of the message that is not complete
-        self._ready: deque[Message | HostlineError] = deque()
+        self._arriving: Arriving | None = None  # a large message's bytes; its header stands in the buffer then
+        self.space: memoryview | None = None
+        self._arrived: Sequence[Fd] = _NO_FDS  # of the read at hand, not yet given to a message
+        self._held: Sequence[Fd] = _NO_FDS  # of the message that is not complete
+        self._ready: list[Message | HostlineError | None] = []
+        self._taken = 0  # how many of them were handed out
         self._has_failed = False
 
     # --- out -------------------------------------------------------------------------------------------
@@ -171,30 +197,74 @@ class Messages:
             MessageTooLongError: It is larger than one of the sides, or a packet, takes.
             DescriptorError: The other side does not take as many descriptors.
         """
-        frame = bytearray(HEADER.size)
+        frame = header.new_buffer(_SIZE)
+        self._encode(value, frame, 0, fds_count)
+        self.has_sent = True
+        return frame
+
+    def encode_many(self, values: Iterable[Any]) -> Batch:
+        """Return values as so many messages, on a stream back to back; errors as for `encode`."""
+        if not self._is_stream:
+            return Batch([self.encode(value) for value in values], is_stream=False)
+        pieces: list[bytearray] = []
+        counts: list[int] = []
+        buffer = header.new_buffer(0)
+        count = size = 0
+        for value in values:
+            if size > _PIECE:
+                pieces.append(buffer)
+                counts.append(count)
+                buffer = header.new_buffer(0)
+                count = size = 0
+            size = self._encode(value, buffer, size, 0)
+            count += 1
+        if count:
+            pieces.append(buffer)
+            counts.append(count)
+            self.has_sent = True
+        return Frames(pieces, counts)
+
+    def _encode(self, value: Any, buffer: bytearray, begin: int, fds_count: int) -> int:
+        """Write a value as one message into a buffer that ends where it begins; return where it ends."""
         try:
-            _encode_into(value, frame, HEADER.size)
+            _encode_into(value, buffer, begin + _SIZE)
         except Exception as error:  # also what a half-built object raises when it is read
             raise InvalidMessageError(f"message cannot be encoded: {error}") from error
-        size = len(frame) - HEADER.size
-        self._check_outgoing(size, fds_count)
-        self.has_sent = True
-        HEADER.pack_into(frame, 0, size, _VALUE, 0, fds_count)
-        return frame
+        end = len(buffer)
+        self._check_outgoing(end - begin - _SIZE, fds_count)
+        header.pack_into(buffer, begin, end - begin - _SIZE, _VALUE, 0, fds_count)
+        return end
 
     def encode_bytes(self, data: ReadableBuffer, fds_count: int = 0) -> bytes:
         """Return plain bytes as one message; errors as for `encode`."""
-        size = memoryview(data).nbytes
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
         self._check_outgoing(size, fds_count)
         self.has_sent = True
-        return b"".join((HEADER.pack(size, _BYTES, 0, fds_count), data))
+        return header.joined(data, size, _BYTES, fds_count)
+
+    def bytes_in_place(self, data: ReadableBuffer, fds_count: int = 0) -> tuple[ReadableBuffer, ...]:
+        """Return plain bytes as one message, in pieces: a large one stays where it is; errors as for `encode`.
+
+        The memory may not change its size as long as the pieces are there, and should not change at all.
+        """
+        if type(data) is not bytes:
+            data = memoryview(data)
+            size = data.nbytes
+            if size >= _IN_PLACE:
+                data = data.cast("B")
+        else:
+            size = len(data)
+        if size < _IN_PLACE:
+            return (self.encode_bytes(data, fds_count),)
+        self._check_outgoing(size, fds_count)
+        self.has_sent = True
+        return HEADER.pack(size, _BYTES, 0, fds_count), data
 
     def _check_outgoing(self, size: int, fds_count: int) -> None:
         hello = self.hello
-        theirs = HARD_MAX_MESSAGE_SIZE if hello is None else hello.max_message_size
-        if size > self.max_message_size or size > theirs or not self._is_stream:
-            self._check_size(size, theirs)
-        if hello is not None and fds_count > hello.max_fds:
+        if size > self._most:
+            self._check_size(size, HARD_MAX_MESSAGE_SIZE if hello is None else hello.max_message_size)
+        if fds_count and hello is not None and fds_count > hello.max_fds:
             raise DescriptorError(
                 errno.EPERM, f"{fds_count} descriptors exceed the max_fds {hello.max_fds} that the other side takes"
             )
@@ -222,10 +292,13 @@ class Messages:
     @property
     def unfinished(self) -> str:
         """What of a message or a hello has come and is not complete, in words; empty if there is none."""
-        if not self._buffer:
+        come = len(self._buffer)
+        if not come:
             return ""
+        if self._arriving is not None:
+            come += self._arriving.arrived
         what = "the hello" if self.hello is None else "a message"
-        return f"{len(self._buffer)} bytes of {what} of at least {self._needed}"
+        return f"{come} bytes of {what} of at least {self._needed}"
 
     def next_message(self) -> Message | None:
         """Return the next message, or None if none is complete.
@@ -234,31 +307,42 @@ class Messages:
             RemoteProtocolError: The other side broke the protocol after its last message; nothing more is accepted.
             HostlineError: What `fail_later` was given.
         """
-        if not self._ready:
+        ready = self._ready
+        at = self._taken
+        if at == len(ready):
             return None
-        first = self._ready.popleft()
-        if isinstance(first, HostlineError):
-            raise first
-        return first
+        first = ready[at]
+        if at + 1 == len(ready):
+            self._ready, self._taken = [], 0  # at once, for the exception of a signal handler may come at any call
+        else:
+            ready[at] = None  # it is not to live until the last one is handed out
+            self._taken = at + 1
+        if type(first) is Message:
+            return first
+        raise first  # type: ignore[misc]  # an error: what was handed out is not looked at again
 
     def fail_later(self, error: HostlineError) -> None:
         """Have the next `next_message` raise this, before what else is ready."""
-        self._ready.appendleft(error)
+        if self._taken:
+            self._taken -= 1
+            self._ready[self._taken] = error
+        else:
+            self._ready.insert(0, error)
 
-    def receive_data(self, data: bytes, fds: Iterable[Fd] = ()) -> None:
+    def receive_data(self, data: bytes | memoryview, fds: Iterable[Fd] = _NO_FDS) -> None:
         """Take what one read gave; `next_message` gives what it completes.
 
         Args:
-            data: Some bytes of a stream, or one packet.
+            data: Some bytes of a stream, perhaps the part of `space` that was filled, or one packet.
             fds: The descriptors that came with them; they are this object's from now on.
         """
-        self._arrived = [*fds]
+        self._arrived = [*fds] if fds else _NO_FDS
         if not self._has_failed:
             try:
                 if self._is_stream:
                     self._receive_stream(data)
                 else:
-                    self._receive_packet(data)
+                    self._receive_packet(bytes(data))
                 if self._arrived:
                     raise RemoteProtocolError(f"{len(self._arrived)} descriptors came that no message announced")
             except RemoteProtocolError as error:
@@ -267,40 +351,98 @@ class Messages:
         if self._has_failed:
             self._drop()
 
-    def _receive_stream(self, data: bytes) -> None:
-        is_new = not self._buffer  # whether what stands first in `data` also begins in this read
-        if not is_new:
-            self._buffer += data
-            if self.hello is not None and len(self._buffer) < self._needed:
-                return
-            data = bytes(self._buffer)
-            self._buffer.clear()
+    def _receive_stream(self, data: bytes | memoryview) -> None:
         start = 0
+        if self._arriving is not None:
+            data = self._fill(self._arriving, data)
+            if not data:
+                return
+        come: Any = data if type(data) is bytes else bytes(data)
         if self.hello is None:
-            if not self._meet(data):
-                self._keep(data, 0, HELLO.size)
+            if self._buffer:
+                self._buffer += come
+                come = bytes(self._buffer)
+                self._buffer.clear()
+            if not self._meet(come):
+                self._keep(come, 0, HELLO.size)
                 return
             start = HELLO.size
-        size = len(data)
-        while size - start >= HEADER.size:
-            length, kind, zero, count = HEADER.unpack_from(data, start)
+        elif self._buffer:
+            start = self._go_on(come)
+        size = len(come)
+        raw = come  # compiled, a pointer: its slices are made in C
+        while size - start >= _SIZE:
+            length, kind, zero, count = header.unpack(come, start)
             if zero or count or length > self.max_message_size or not _VALUE <= kind <= _BYTES:
                 self._check_header(length, kind, zero, count)
-            if start or is_new:
                 self._claim(count)
-            elif len(self._held) != count:
-                raise self._mismatch(count, len(self._held))
-            end = start + HEADER.size + length
+            end = start + _SIZE + length
             if end > size:
-                self._keep(data, start, HEADER.size + length)
-                return
-            self._ready.append(Message(kind == _BYTES, data[start + HEADER.size : end], self._held))
-            self._held = []
+                break
+            payload = raw[start + _SIZE : end]
+            self._ready.append(Message(kind == _BYTES, payload, self._held))
+            self._held = _NO_FDS
             start = end
-        if start < size:
-            if start or is_new:  # its header will tell how many it announces
-                self._held, self._arrived = self._arrived, []
-            self._keep(data, start, HEADER.size)
+        if start >= size:
+            return
+        if size - start >= _SIZE:
+            self._begin(come, start, length)
+            return
+        self._held, self._arrived = self._arrived, _NO_FDS  # its header will tell how many it announces
+        self._keep(come, start, _SIZE)
+
+    def _begin(self, data: bytes, start: int, length: int) -> None:
+        """Hold a message whose header has come, and its end has not."""
+        self._needed = _SIZE + length
+        if self._needed <= _LARGE:
+            self._buffer += data[start:]
+            return
+        self._buffer += data[start : start + _SIZE]
+        self._arriving = arriving = Arriving(length, memoryview(data)[start + _SIZE :])
+        self.space = arriving.space
+
+    def _go_on(self, data: bytes) -> int:
+        """Add to the message that has begun, without its own space; return how many bytes of `data` belong to it."""
+        buffer = self._buffer
+        taken = 0
+        if len(buffer) < _SIZE:
+            taken = min(_SIZE - len(buffer), len(data))
+            head = bytes(buffer) + data[:taken]
+            if len(head) < _SIZE:
+                buffer += data
+                return taken
+            length, kind, zero, count = header.unpack(head, 0)
+            self._check_header(length, kind, zero, count)
+            if len(self._held) != count:
+                raise _mismatch(count, len(self._held))
+            if len(data) - taken < length:
+                buffer.clear()
+                self._begin(head + data[taken:], 0, length)
+                return len(data)
+            self._needed = _SIZE + length
+            buffer += data[:taken]
+        more = min(self._needed - len(buffer), len(data) - taken)
+        buffer += data[taken : taken + more]
+        if len(buffer) == self._needed:
+            self._complete(bytes(buffer[_SIZE:]))
+        return taken + more
+
+    def _fill(self, arriving: Arriving, data: bytes | memoryview) -> bytes:
+        """Put what belongs to a large message in its place, and return the rest."""
+        taken = arriving.put(data)
+        if arriving.arrived < self._needed - _SIZE:
+            self.space = arriving.space
+            return b""
+        self._arriving = self.space = None
+        self._complete(bytes(arriving.payload()))
+        return bytes(data[taken:])
+
+    def _complete(self, data: bytes) -> None:
+        """Have the message ready that had begun in an earlier read."""
+        message = Message(self._buffer[4] == _BYTES, data, self._held)
+        self._held = _NO_FDS
+        self._buffer.clear()
+        self._ready.append(message)
 
     def _receive_packet(self, data: bytes) -> None:
         if self.hello is None:
@@ -309,13 +451,13 @@ class Messages:
             return
         if len(data) < HEADER.size:
             raise RemoteProtocolError(f"packet of {len(data)} bytes is shorter than a header of {HEADER.size}")
-        length, kind, zero, count = HEADER.unpack_from(data)
+        length, kind, zero, count = header.unpack(data, 0)
         self._check_header(length, kind, zero, count)
         if len(data) != HEADER.size + length:
             raise RemoteProtocolError(f"packet of {len(data)} bytes announces {length} behind its header")
         self._claim(count)
-        self._ready.append(Message(kind == _BYTES, data[HEADER.size :], self._held))
-        self._held = []
+        self._ready.append(Message(kind == _BYTES, data[_SIZE:], self._held))
+        self._held = _NO_FDS
 
     def _meet(self, data: bytes) -> bool:
         """Read the hello at the beginning of `data`; say whether it is there as a whole."""
@@ -328,6 +470,7 @@ class Messages:
         if version != VERSION:
             raise RemoteProtocolError(f"the other side's channel has version {version}, and this one {VERSION}")
         self.hello = Hello(max_fds, max_message_size)
+        self._most = min(self._most, max_message_size)
         return True
 
     def _check_header(self, length: int, kind: int, zero: int, count: int) -> None:
@@ -344,12 +487,8 @@ class Messages:
         """Give the descriptors of this read to the message that announces them."""
         if count:
             if len(self._arrived) != count:
-                raise self._mismatch(count, len(self._arrived))
-            self._held, self._arrived = self._arrived, []
-
-    @staticmethod
-    def _mismatch(announced: int, came: int) -> RemoteProtocolError:
-        return RemoteProtocolError(f"message announces {announced} descriptors, and {came} came with it")
+                raise _mismatch(count, len(self._arrived))
+            self._held, self._arrived = self._arrived, _NO_FDS
 
     def _keep(self, data: bytes, start: int, needed: int) -> None:
         self._buffer += data[start:] if start else data
@@ -359,17 +498,22 @@ class Messages:
         """Close what belongs to no complete message."""
         close_all(self._arrived)
         close_all(self._held)
-        self._arrived, self._held = [], []
+        self._arrived = self._held = _NO_FDS
         self._buffer = bytearray()
+        self._arriving = self.space = None
 
     def close(self) -> None:
         """Drop everything that was not handed out, and close its descriptors."""
         self._has_failed = True
         self._drop()
-        while self._ready:
-            item = self._ready.popleft()
-            if isinstance(item, Message):
+        ready, self._ready, self._taken = self._ready, [], 0
+        for item in ready:
+            if type(item) is Message:
                 close_all(item.fds)
+
+
+def _mismatch(announced: int, came: int) -> RemoteProtocolError:
+    return RemoteProtocolError(f"message announces {announced} descriptors, and {came} came with it")
 
 
 def _guess(start: bytes) -> str:

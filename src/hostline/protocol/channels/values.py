@@ -6,25 +6,88 @@ A refusal is about this message alone; the descriptors of what is refused are cl
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from hostline.errors import DescriptorError, InvalidMessageError
-from hostline.protocol.channels.messages import Message
+from hostline.errors import DescriptorError, HostlineError, InvalidMessageError
+from hostline.protocol.channels.messages import Message, Messages
 from hostline.unix.passing.descriptors import close_all
 from hostline.wire.budget import SHALLOW, check_budget
 from hostline.wire.codec import result_decoder
 
-__all__ = ["plain_bytes", "value_reader", "without_fds"]
+__all__ = ["ValueReader", "plain_bytes", "value_reader", "without_fds"]
+
+_SHALLOW: Final = SHALLOW
 
 
-def value_reader(expected: Any) -> Callable[[Message], Any]:
+class ValueReader:
+    """Read the value of one message, or of many, as the type that the receiver expects; made by `value_reader`."""
+
+    __slots__ = ("_decode", "_extent", "_is_open")
+
+    def __init__(self, expected: Any) -> None:
+        decoder, extent = result_decoder(expected)
+        self._decode = decoder.decode
+        self._extent = extent
+        self._is_open = bool(extent)
+
+    def __call__(self, message: Message) -> Any:
+        """Return what `read` does."""
+        return self.read(message)
+
+    def read(self, message: Message) -> Any:
+        """Return the value of a message; on failure its descriptors are closed.
+
+        Raises:
+            InvalidMessageError: It is of another type, no MessagePack, or plain bytes.
+        """
+        data = message.data
+        try:
+            if message.is_bytes:
+                what = f"message of {len(data)} plain bytes, where a value was expected"
+                raise InvalidMessageError(f"{what}: receive with recv_bytes", data)
+            if self._is_open or len(data) > _SHALLOW:
+                check_budget(data, self._extent)
+            return self._decode(data)
+        except InvalidMessageError:
+            close_all(message.fds)
+            raise
+        except msgspec.ValidationError as error:
+            close_all(message.fds)
+            raise InvalidMessageError(f"message is not of the expected type: {error}", data) from error
+        except Exception as error:  # the type's own checks may raise anything
+            close_all(message.fds)
+            raise InvalidMessageError(f"message cannot be decoded: {error}", data) from error
+
+    def read_ready(self, messages: Messages, first: Message, max_count: int) -> list[Any]:
+        """Return the values of a message and of those that are ready behind it, none of which may have descriptors.
+
+        An error about one message is raised if it is the first; otherwise `messages` gives it next.
+
+        Args:
+            messages: What gives those behind it.
+            first: The message.
+            max_count: How many at most.
+        """
+        values: list[Any] = []
+        message: Message | None = first
+        while message is not None:
+            try:
+                if message.fds:
+                    without_fds(message)
+                values.append(self.read(message))
+                message = messages.next_message() if len(values) < max_count else None
+            except HostlineError as error:
+                if not values:
+                    raise
+                messages.fail_later(error)
+                break
+        return values
+
+
+def value_reader(expected: Any) -> ValueReader:
     """Return what reads the value of a message as the type that the receiver expects.
-
-    The reader raises `InvalidMessageError` for a message of another type, one that is not MessagePack, and one of plain
-    bytes; it closes the descriptors of what it refuses.
 
     Args:
         expected: Any type that msgspec can decode into.
@@ -32,27 +95,7 @@ def value_reader(expected: Any) -> Callable[[Message], Any]:
     Raises:
         TypeError: msgspec cannot decode into the type.
     """
-    decoder, extent = result_decoder(expected)
-
-    def read(message: Message) -> Any:
-        try:
-            if message.is_bytes:
-                what = f"message of {len(message.data)} plain bytes, where a value was expected"
-                raise InvalidMessageError(f"{what}: receive with recv_bytes", message.data)
-            if extent or len(message.data) > SHALLOW:
-                check_budget(message.data, extent)
-            return decoder.decode(message.data)
-        except InvalidMessageError:
-            close_all(message.fds)
-            raise
-        except msgspec.ValidationError as error:
-            close_all(message.fds)
-            raise InvalidMessageError(f"message is not of the expected type: {error}", message.data) from error
-        except Exception as error:  # the type's own checks may raise anything
-            close_all(message.fds)
-            raise InvalidMessageError(f"message cannot be decoded: {error}", message.data) from error
-
-    return read
+    return ValueReader(expected)
 
 
 def plain_bytes(message: Message) -> bytes:

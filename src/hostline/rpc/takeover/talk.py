@@ -98,7 +98,7 @@ class Talk:
                 except msgspec.MsgspecError as error:
                     close_all(found.fds)
                     raise RemoteProtocolError(f"takeover: a message is not understood: {error}") from error
-                yield message, found.fds
+                yield message, [*found.fds]
 
     def last_look(self) -> Iterator[tuple[Message, list[Fd]]]:
         """End both ways, then yield what had come by then; from here on the other side's sends fail.

@@ -139,7 +139,7 @@ class Channel:
         """Send plain bytes as one message, for `recv_bytes`.
 
         Args:
-            data: The bytes; none is legal.
+            data: The bytes; none is legal. They are sent from where they are, and may not change until this is done.
             fds: Descriptors that go with it; they stay the caller's.
             timeout: Seconds until all must have been taken; None waits without limit.
 
@@ -148,7 +148,7 @@ class Channel:
         """
         deadline = Deadline.after(timeout)
         self._meet_to_send(deadline)
-        self.connection.send(self._messages.encode_bytes(data, len(fds)), fds=fds, timeout=deadline.left())
+        self.connection._send_pieces(self._messages.bytes_in_place(data, len(fds)), fds, deadline)
 
     def send_many(self, values: Iterable[Any], *, timeout: float | None = None) -> int:
         """Send many values, each as one message, with as few system calls as the socket's type allows.
@@ -166,11 +166,11 @@ class Channel:
         deadline = Deadline.after(timeout)
         try:
             self._meet_to_send(deadline)
-            frames = [self._messages.encode(value) for value in values]
+            batch = self._messages.encode_many(values)
         except BaseException as error:
             count_sent(error, 0)
             raise
-        return self.connection.send_many(frames, timeout=deadline.left())
+        return self.connection._send_all_of(batch, deadline)
 
     def shutdown(self) -> None:
         """End sending: the other side's iteration ends, and this side may go on receiving.
@@ -228,7 +228,7 @@ class Channel:
         """
         read = value_reader(type)
         message = self._receive(timeout)
-        return read(message), message.fds
+        return read(message), [*message.fds]
 
     def recv_bytes(self, *, timeout: float | None = None) -> bytes:
         """Receive one message of plain bytes.
@@ -251,7 +251,7 @@ class Channel:
             HostlineError: As from `recv_bytes`. The descriptors of a message that is refused are closed.
         """
         message = self._receive(timeout)
-        return plain_bytes(message), message.fds
+        return plain_bytes(message), [*message.fds]
 
     @overload
     def recv_many(self, max_count: int, type: Callable[..., T], *, timeout: float | None = None) -> list[T]: ...
@@ -276,28 +276,17 @@ class Channel:
         """
         checked_count(max_count)
         read = value_reader(type)
-        values: list[Any] = []
         deadline = Deadline.after(timeout)
         self._meet(deadline)
         lock = self._lock("_receiving")
         try:
             self._take(lock, deadline)
-            message: Message | None = self._next(deadline, max_count)
-            while message is not None:
-                try:
-                    values.append(read(without_fds(message)))
-                    message = self._messages.next_message() if len(values) < max_count else None
-                except HostlineError as error:
-                    if not values:
-                        raise
-                    self._messages.fail_later(error)
-                    break
+            return read.read_ready(self._messages, self._next(deadline, max_count), max_count)
         finally:
             try:
                 lock.release()
             except RuntimeError:
                 pass  # it was not taken
-        return values
 
     @overload
     def messages(self, type: Callable[..., T], *, timeout: float | None = None) -> Iterator[T]: ...
@@ -394,7 +383,7 @@ class Channel:
         size = self._messages.read_size
         try:
             if max_count == 1 or self.type == "stream":
-                data, fds = self.connection.recv_fds(size, timeout=deadline.left())
+                data, fds, *_ = self.connection._receive(size, deadline.left(), self._messages.space)
                 self._messages.receive_data(data, fds)
                 return
             for data, fds in self.connection.recv_many_fds(max_count, size, timeout=deadline.left()):
