@@ -231,7 +231,14 @@ class Endpoint:
             self._wakeup = Wakeup()
 
     def _wait(
-        self, events: int, deadline: Deadline, operation: str, *, at_most: float = math.inf, address: str | None = None
+        self,
+        events: int,
+        deadline: Deadline,
+        operation: str,
+        *,
+        at_most: float = math.inf,
+        address: str | None = None,
+        fd: int = -1,
     ) -> None:
         """Wait until the socket is ready, until somebody closes, or until `at_most` seconds are over.
 
@@ -241,6 +248,7 @@ class Endpoint:
             operation: For the error's text.
             at_most: Seconds after which to return all the same.
             address: For the error's text, where it is not this socket's own.
+            fd: What to wait for instead of this socket.
 
         Raises:
             SocketTimeoutError: The deadline passed first.
@@ -248,7 +256,7 @@ class Endpoint:
         """
         poller = select.poll()
         if events:
-            poller.register(self._sock, events)
+            poller.register(self._sock if fd < 0 else fd, events)
         if self._wakeup is not None:
             poller.register(self._wakeup.fileno(), READABLE)
         left = deadline.remaining(monotonic())
