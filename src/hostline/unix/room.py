@@ -34,7 +34,7 @@ class Room:
         to: Where to, as the kernel takes it.
     """
 
-    __slots__ = ("__weakref__", "_pause", "_sock", "_to", "_watcher", "_was_there")
+    __slots__ = ("__weakref__", "_pause", "_sock", "_to", "_was_there", "_watcher")
 
     def __init__(self, sock: socket.socket, to: bytes) -> None:
         self._sock = sock
