@@ -210,13 +210,19 @@ class SocketFile:
         bind = bind_in_place if sys.platform == "linux" else bind_by_rename
         with translated("bind", self.socket_type, self.path):
             self._check_directory()
-            bind(sock, self._dirfd, self.path, first)
-            status = self._lstat()
-            if status is None:
-                self._remove_astray(sock)
-                raise self._replaced()
-            self._verify(status, first)
-            self._identity = (status.st_dev, status.st_ino)
+            try:
+                bind(sock, self._dirfd, self.path, first)
+                status = self._lstat()
+                if status is None:
+                    self._remove_astray(sock)
+                    raise self._replaced()
+                self._verify(status, first)
+                self._identity = (status.st_dev, status.st_ino)
+            except OSError:
+                raise
+            except BaseException:  # a signal handler's
+                self._recognise(sock)
+                raise
             self._pin_file()
             self._verify_identity(self._identity)
 
@@ -287,6 +293,9 @@ class SocketFile:
                     error.strerror,
                     extra={"event": "unlink_failed", "address": self.path},
                 )
+            except BaseException:  # a signal handler's: whoever releases again does it
+                self._identity = identity
+                raise
 
     def abandon(self) -> None:
         """Let go of the lock, of the path and of the socket; the file stays, and the socket is not closed here.
@@ -343,6 +352,12 @@ class SocketFile:
     def _replaced(self) -> SocketError:
         reason = "the directory was replaced while binding"
         return SocketError("bind", self.socket_type, printable(self.path), None, reason)
+
+    def _recognise(self, sock: socket.socket) -> None:
+        """Have `release` unlink what was bound, if it was, when an exception came before it was looked at."""
+        status = self._lstat() if sock.getsockname() else None
+        if status is not None and stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            self._identity = (status.st_dev, status.st_ino)
 
     def _remove_astray(self, sock: socket.socket) -> None:
         """Close a socket that was bound in another directory than ours, and unlink its file.
