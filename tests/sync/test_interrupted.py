@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.leaks import open_descriptors
+from tests.leaks import open_descriptors, wait_until
 from tests.serving import ServerThread
 
 import hostline
@@ -387,5 +387,18 @@ def test_a_call_that_was_interrupted_spoils_none_behind_it(sock_dir: Path) -> No
             go_on = is_interrupted(lambda: line.call("echo", -1, timeout=5), at)
             assert line.call("echo", at, timeout=5) == at, f"point {at}"
             assert line.pool_size == line._pool.idle_count == 1
+            if not go_on:
+                return
+
+
+def test_a_close_of_a_line_that_was_interrupted_can_be_repeated(sock_dir: Path) -> None:
+    with ServerThread(hostline.Service("nothing"), sock_dir / "s") as server:
+        for at in points():
+            line = hostline.connect(sock_dir / "s", min_size=2)
+            assert wait_until(lambda: server.stats().connections == 2)
+            go_on = is_interrupted(line.close, at)
+            line.close()
+            assert wait_until(lambda: server.stats().connections == 0), f"point {at}"
+            assert line.pool_size == 0, f"point {at}"
             if not go_on:
                 return

@@ -89,8 +89,8 @@ class Connection(Endpoint):
     def send(self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
         """Send all of the data: on seqpacket as one packet.
 
-        When a deadline cuts a stream off in the middle of the data, the other side cannot tell, so that every later
-        send is refused.
+        When a deadline or a signal handler's exception cuts a stream off in the middle of the data, the other side
+        cannot tell, so that every later send is refused.
 
         Args:
             data: The bytes; none is legal, and on seqpacket an empty packet.
