@@ -43,32 +43,29 @@ _LEAVE_TIMEOUT = 1.0
 class Wakeup:
     """Wake every thread that polls this descriptor, once and for all."""
 
-    __slots__ = ("_readable", "_writable")
+    __slots__ = ("_fds",)
 
     def __init__(self) -> None:
-        self._readable = self._writable = -1
+        self._fds: list[int] = []  # the one to poll first, the one to write last
         with translated("make a wakeup", "", ""):
+            # In one call of C: when a signal handler raises behind it, the numbers are where `__del__` finds them.
             if hasattr(os, "eventfd"):
-                self._readable = self._writable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._fds.extend(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,)))
             else:
-                self._readable, self._writable = os.pipe()
+                self._fds.extend(os.pipe())
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
-        return self._readable
+        return self._fds[0] if self._fds else -1
 
     def set(self) -> None:
         """Make the descriptor readable for ever."""
-        os.write(self._writable, (1).to_bytes(8, "little"))
+        os.write(self._fds[-1], (1).to_bytes(8, "little"))
 
     def close(self) -> None:
         """Close the descriptors."""
-        # Nothing comes between forgetting a number and closing it: else it is closed twice, or never.
-        fd, self._writable = self._writable, -1
-        if fd != self._readable and fd >= 0:
-            os.close(fd)
-        fd, self._readable = self._readable, -1
-        if fd >= 0:
+        fds, self._fds = self._fds, []  # no signal comes between this and the close: none is closed twice
+        for fd in fds:
             os.close(fd)
 
     def __del__(self) -> None:

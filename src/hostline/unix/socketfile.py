@@ -37,7 +37,7 @@ from hostline.errors import (
 from hostline.limits import DEFAULT_MODE
 from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, within_directory
 from hostline.unix.binding import bind_by_rename, bind_in_place
-from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
+from hostline.unix.holders import Holder, LockFile, in_use, open_fd, probe, why_live
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 from hostline.unix.passing.descriptors import Fd
 
@@ -322,7 +322,7 @@ class SocketFile:
     def _open_directory(self) -> None:
         directory = os.path.dirname(self.path) or "."
         try:
-            self._directory = Fd(os.open(directory, DIRECTORY_FLAGS))
+            self._directory = open_fd(directory, DIRECTORY_FLAGS)
         except FileNotFoundError as error:
             reason = "the directory does not exist; make it first"
             raise AddressNotFoundError("bind", self.socket_type, printable(self.path), error.errno, reason) from error
@@ -443,7 +443,7 @@ class SocketFile:
         """
         if hasattr(os, "O_PATH"):
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._pin = Fd(os.open(self._name, flags, dir_fd=self._dirfd))
+            self._pin = open_fd(self._name, flags, dir_fd=self._dirfd)
 
     def _verify_identity(self, identity: tuple[int, int]) -> None:
         if self._pin is not None:
