@@ -1098,6 +1098,15 @@ async def unconnected(face: Face, directory: Path, data: bytes) -> AsyncIterator
         yield sender, receiver, path
 
 
+async def drain_until_done(receiver: Any, waiting: asyncio.Task[Any]) -> None:
+    """Receive until a send has ended, which the test may learn only after all has been received."""
+    deadline = time.monotonic() + 15
+    while not waiting.done():
+        assert time.monotonic() < deadline, "nobody woke the sender"
+        with contextlib.suppress(SocketTimeoutError):
+            await receiver.recv(timeout=0.05)
+
+
 @pytest.fixture
 def only_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a wait for room end by what the kernel says, and not because time has passed."""
@@ -1120,11 +1129,8 @@ def test_a_sender_without_a_peer_is_woken_when_there_is_room(
                 waiting = asyncio.create_task(sender.send(data, path, timeout=30))
             await asyncio.sleep(0.02)
             assert not waiting.done()
-            started = time.monotonic()
-            while not waiting.done():
-                await receiver.recv(timeout=5)
+            await drain_until_done(receiver, waiting)
             assert await waiting == (100 if is_many else None)
-            assert time.monotonic() - started < 10
 
     face.run(scenario)
 
@@ -1147,8 +1153,7 @@ def test_a_sender_to_a_receiver_that_is_connected_to_it_is_woken_when_there_is_r
             waiting = asyncio.create_task(sender.send(data, sock_dir / "r", timeout=30))
             await asyncio.sleep(0.02)
             assert not waiting.done()
-            while not waiting.done():
-                await receiver.recv(timeout=5)
+            await drain_until_done(receiver, waiting)
             await waiting
 
     face.run(scenario)
