@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from array import array
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ from hostline.errors import (
     TruncatedError,
 )
 from hostline.sync import sockets as sync_sockets
+from hostline.unix import room
 from hostline.unix.address import AbstractAddress, PathAddress
 from hostline.unix.credentials import Peer, Peers
 from hostline.unix.passing.descriptors import Fd, close_all
+from hostline.unix.room import Room
 from tests.faces import Face, connected, every_millisecond, face_names, make_face, soon
 from tests.leaks import open_descriptors
 
@@ -1082,6 +1086,223 @@ def test_a_full_queue_is_waited_for_until_the_deadline_without_spinning(
                 await waiting
 
     face.run(scenario)
+
+
+@contextlib.asynccontextmanager
+async def unconnected(face: Face, directory: Path, data: bytes) -> AsyncIterator[tuple[Any, Any, Path]]:
+    """Give a sender without a peer, a receiver that can take no more of `data`, and the receiver's path."""
+    path = directory / "r"
+    async with face.listen(path, "datagram") as receiver, face.listen(directory / "s", "datagram") as sender:
+        with pytest.raises(SocketTimeoutError):
+            while True:
+                await sender.send(data, path, timeout=0.0)
+        yield sender, receiver, path
+
+
+async def drain_until_done(receiver: Any, waiting: asyncio.Task[Any]) -> None:
+    """Receive until a send has ended, which the test may learn only after all has been received."""
+    deadline = time.monotonic() + 15
+    while not waiting.done():
+        assert time.monotonic() < deadline, "nobody woke the sender"
+        with contextlib.suppress(SocketTimeoutError):
+            await receiver.recv(timeout=0.05)
+
+
+@pytest.fixture
+def only_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a wait for room end by what the kernel says, and not because time has passed."""
+    for name in ("CONNECT_RETRY_FIRST", "CONNECT_RETRY_LONGEST", "DATAGRAM_LOOK_AGAIN"):
+        monkeypatch.setattr(room, name, 60.0)
+
+
+# One that fills the receiver's queue first, and one that fills the sender's own buffer first.
+@pytest.mark.parametrize("size", [1, 60_000])
+@pytest.mark.parametrize("is_many", [False, True])
+def test_a_sender_without_a_peer_is_woken_when_there_is_room(
+    face: Face, size: int, is_many: bool, sock_dir: Path, only_woken: None
+) -> None:
+    async def scenario(face: Face) -> None:
+        data = b"x" * size
+        async with unconnected(face, sock_dir, data) as (sender, receiver, path):
+            if is_many:
+                waiting = asyncio.create_task(sender.send_many([data] * 100, path, timeout=30))
+            else:
+                waiting = asyncio.create_task(sender.send(data, path, timeout=30))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            await drain_until_done(receiver, waiting)
+            assert await waiting == (100 if is_many else None)
+
+    face.run(scenario)
+
+
+def test_a_sender_to_a_receiver_that_is_connected_to_it_is_woken_when_there_is_room(
+    face: Face, sock_dir: Path, only_woken: None
+) -> None:
+    """Its queue has no bound then, and it takes no other connection."""
+
+    async def scenario(face: Face) -> None:
+        data = b"x" * 1000
+        async with (
+            face.listen(sock_dir / "s", "datagram") as sender,
+            face.listen(sock_dir / "r", "datagram") as receiver,
+        ):
+            receiver.socket.connect(str(sock_dir / "s"))
+            with pytest.raises(SocketTimeoutError):
+                while True:
+                    await sender.send(data, sock_dir / "r", timeout=0.0)
+            waiting = asyncio.create_task(sender.send(data, sock_dir / "r", timeout=30))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            await drain_until_done(receiver, waiting)
+            await waiting
+
+    face.run(scenario)
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_waiting_for_room_neither_spins_nor_keeps_a_descriptor(
+    face: Face, size: int, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(face: Face) -> None:
+        data = b"x" * size
+        async with unconnected(face, sock_dir, data) as (sender, _, path):
+            before = open_descriptors()
+            with pytest.raises(SocketTimeoutError) as caught:
+                await sender.send(data, path, timeout=0.6)
+            assert caught.value.address == str(path)
+            assert 2 <= len(looks) <= 5
+            with pytest.raises(SocketTimeoutError) as caught:
+                await sender.send_many([data, data], path, timeout=0.05)
+            assert caught.value.sent_count == 0
+            assert open_descriptors() == before
+
+    looks: list[float] = []
+    look = Room.look
+    monkeypatch.setattr(Room, "look", lambda self, left: (looks.append(left), look(self, left))[1])
+    face.run(scenario)
+
+
+def test_waiting_for_room_ends_when_the_receiver_goes(face: Face, sock_dir: Path, only_woken: None) -> None:
+    async def scenario(face: Face) -> None:
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            before = open_descriptors()
+            waiting = asyncio.create_task(sender.send(b"x", path, timeout=30))
+            await soon(lambda: len(open_descriptors()) > len(before))
+            receiver.socket.close()  # as the kernel does it when a process ends: the file stays
+            with pytest.raises(ConnectRefusedError):
+                await asyncio.wait_for(waiting, 10)
+            assert len(open_descriptors()) == len(before) - 1
+
+    face.run(scenario)
+
+
+def test_waiting_for_room_follows_what_becomes_of_the_receiver(face: Face, sock_dir: Path) -> None:
+    """Nothing wakes a sender of these; it tries again after a while."""
+
+    async def scenario(face: Face) -> None:
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            waiting = asyncio.create_task(sender.send(b"x", path, timeout=10))
+            await asyncio.sleep(0.02)
+            receiver.socket.shutdown(socket.SHUT_RD)
+            with pytest.raises(PeerGoneError):
+                await waiting
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            waiting = asyncio.create_task(sender.send(b"x", path, timeout=10))
+            await asyncio.sleep(0.02)
+            async with face.listen(sock_dir / "o", "datagram"):
+                receiver.socket.connect(str(sock_dir / "o"))
+                with pytest.raises(AccessDeniedError, match="one sender only"):
+                    await waiting
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            waiting = asyncio.create_task(sender.send(b"x", path, timeout=10))
+            await asyncio.sleep(0.02)
+            path.rename(sock_dir / "old")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as new:
+                new.bind(str(path))
+                await waiting
+                assert new.recv(10) == b"x"
+            path.unlink()
+            (sock_dir / "old").rename(path)
+
+    face.run(scenario)
+
+
+def test_a_wait_for_room_without_a_free_descriptor_tries_again_and_again(
+    face: Face, sock_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(face: Face) -> None:
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            before = open_descriptors()
+            waiting = asyncio.create_task(sender.send(b"x", path, timeout=10))
+            await asyncio.sleep(0.05)
+            assert open_descriptors() == before
+            assert await receiver.recv(timeout=5) == b"x"
+            await waiting
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Room, "_open", none_left)
+    face.run(scenario)
+
+
+def test_a_cancelled_wait_for_room_keeps_no_descriptor(loop_face: Face, sock_dir: Path, only_woken: None) -> None:
+    async def scenario(face: Face) -> None:
+        async with unconnected(face, sock_dir, b"x") as (sender, receiver, path):
+            before = open_descriptors()
+            for _ in range(3):
+                waiting = asyncio.create_task(sender.send(b"x", path))
+                await soon(lambda: len(open_descriptors()) == len(before) + 1)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                assert open_descriptors() == before
+            await receiver.recv(timeout=5)
+            await sender.send(b"x", path, timeout=5)
+
+    loop_face.run(scenario)
+
+
+def test_a_close_wakes_whoever_waits_for_room(face: Face, sock_dir: Path, only_woken: None) -> None:
+    async def scenario(face: Face) -> None:
+        async with unconnected(face, sock_dir, b"x") as (sender, _, path):
+            before = open_descriptors()
+            waiting = asyncio.create_task(sender.send(b"x", path))
+            await soon(lambda: len(open_descriptors()) > len(before))
+            sender.close()
+            with pytest.raises(ClosedError):
+                await asyncio.wait_for(waiting, 10)
+            left = open_descriptors()
+            assert left.keys() < before.keys()
+            assert left.items() <= before.items()
+
+    face.run(scenario)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of a fork beside threads
+def test_a_forked_child_has_nothing_of_its_parents_waits_for_room(sock_dir: Path, only_woken: None) -> None:
+    with (
+        sync_sockets.listen(sock_dir / "r", "datagram") as receiver,
+        sync_sockets.listen(sock_dir / "s", "datagram") as s,
+    ):
+        with pytest.raises(SocketTimeoutError):
+            while True:
+                s.send(b"x", sock_dir / "r", timeout=0)
+        before = open_descriptors().keys()
+        waiting = threading.Thread(target=lambda: s.send(b"x", sock_dir / "r", timeout=10))
+        waiting.start()
+        deadline = time.monotonic() + 5
+        while open_descriptors().keys() == before:
+            assert time.monotonic() < deadline
+        pid = os.fork()
+        if pid == 0:
+            os._exit(len(open_descriptors().keys() - before))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        receiver.recv(timeout=5)
+        waiting.join(5)
+        assert not waiting.is_alive()
+        assert open_descriptors().keys() == before
 
 
 def test_sending_nowhere_is_an_error_in_words(face: Face, sock_dir: Path) -> None:

@@ -81,6 +81,10 @@ DEFAULT_CONNECT_TIMEOUT = 10.0
 CONNECT_RETRY_FIRST = 0.001
 CONNECT_RETRY_LONGEST = 0.05
 
+# Seconds after which a sender that waits for room in a receiver's queue tries again although nothing woke it: nothing
+# does when the receiver shuts down reading or another socket takes its address. Waiting 2 s costs 2 ms of a core.
+DATAGRAM_LOOK_AGAIN = 0.25
+
 # --- loopback TCP ------------------------------------------------------------------------------------
 
 # Bytes of a key file that are read. Ours have under 250; without the bound a file of any size would be read into memory

@@ -10,15 +10,19 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from tests.leaks import open_descriptors
+from tests.leaks import open_descriptors, wait_until
+from tests.serving import ServerThread
 
+import hostline
 from hostline import ClosedError, LocalProtocolError, RemoteProtocolError, SocketTimeoutError, sync
 
 # Where an exception strikes between a system call and the object that its descriptor belongs to, Python closes it.
@@ -211,3 +215,186 @@ def test_a_signal_handler_that_sends_where_it_interrupted_a_send_is_refused() ->
         signal.signal(signal.SIGALRM, before)
     assert told
     assert "sends here" in str(told[0])
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_a_close_that_was_interrupted_is_finished(kind: Any, sock_dir: Path) -> None:
+    """The file and the descriptors stayed, and a second close did nothing."""
+    for at in points():
+        path = sock_dir / f"{at}.sock"
+        before = open_descriptors()
+        listener = sync.listen(path, kind)
+        go_on = is_interrupted(listener.close, at)
+        if listener.is_closed:  # nobody closes it again, at the end of a block
+            assert not path.exists(), f"point {at}"
+            assert open_descriptors() == before, f"point {at}"
+        listener.close()
+        assert not path.exists(), f"point {at}"
+        assert open_descriptors() == before, f"point {at}"
+        if not go_on:
+            assert at > 12
+            return
+
+
+@pytest.mark.parametrize("kind", ["stream", "channel"])
+def test_a_close_of_a_connection_that_was_interrupted_is_finished(kind: str) -> None:
+    for at in points():
+        before = open_descriptors()
+        one, other = sync.channelpair() if kind == "channel" else sync.socketpair()
+        go_on = is_interrupted(one.close, at)
+        if not one.is_closed:
+            one.close()
+        other.close()
+        assert open_descriptors() == before, f"point {at}"
+        if not go_on:
+            assert at > 10
+            return
+
+
+def test_a_close_that_was_interrupted_wakes_whoever_waits(sock_dir: Path) -> None:
+    for at in points():
+        path = sock_dir / f"{at}.sock"
+        listener = sync.listen(path)
+        ended: list[BaseException] = []
+
+        def accept(listener: Any = listener, ended: list[BaseException] = ended) -> None:
+            try:
+                listener.accept(timeout=20)
+            except BaseException as error:
+                ended.append(error)  # noqa: B023  # not the loop's
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        while not listener._users:
+            time.sleep(0.0005)
+        go_on = is_interrupted(listener.close, at)
+        listener.close()
+        thread.join(5)
+        assert [type(error) for error in ended] == [ClosedError], f"point {at}"
+        assert not path.exists(), f"point {at}"
+        if not go_on:
+            assert at > 12
+            return
+
+
+@pytest.mark.parametrize("kind", ["stream", "datagram"])
+def test_a_listen_that_was_interrupted_leaves_no_file(kind: Any, sock_dir: Path) -> None:
+    for at in points():
+        path = sock_dir / f"{at}.sock"
+        before = open_descriptors()
+        made: list[Any] = []
+        go_on = is_interrupted(lambda: made.append(sync.listen(path, kind)), at)  # noqa: B023  # called at once
+        if made:
+            made[0].close()
+        made.clear()
+        assert open_descriptors() == before, f"point {at}"
+        assert not path.exists(), f"point {at}"
+        if not go_on:
+            assert at > 100
+            return
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+def test_a_wait_for_room_that_was_interrupted_keeps_no_descriptor(is_many: bool, sock_dir: Path) -> None:
+    def send() -> None:
+        with suppress(SocketTimeoutError):
+            if is_many:
+                sender.send_many([b"x"], sock_dir / "r", timeout=0.003)
+            else:
+                sender.send(b"x", sock_dir / "r", timeout=0.003)
+
+    with sync.listen(sock_dir / "r", "datagram"):
+        for at in points():
+            sender = sync.listen(sock_dir / "s", "datagram")
+            with suppress(SocketTimeoutError):
+                while True:
+                    sender.send(b"x", sock_dir / "r", timeout=0)
+            before = open_descriptors()
+            go_on = is_interrupted(send, at)
+            assert open_descriptors() == before, f"point {at}"
+            sender.close()
+            assert sender.socket.fileno() < 0, f"point {at}"
+            if not go_on:
+                assert at > 80
+                return
+
+
+@pytest.mark.parametrize("is_many", [False, True])
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_a_large_send_that_was_interrupted_is_never_continued_by_another(is_many: bool, timeout: float | None) -> None:
+    """The kernel had taken a part, and the next send went behind it as if it had not."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupt
+
+    one, other = sync.socketpair()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with closing(one), closing(other):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Interrupt):
+                if is_many:
+                    one.send_many([b"x" * 100_000] * 30, timeout=timeout)
+                else:
+                    one.send(b"x" * 3_000_000, timeout=timeout)
+            with pytest.raises(LocalProtocolError, match="cut off"):
+                one.send(b"y", timeout=1)
+            with pytest.raises(LocalProtocolError, match="cut off"):
+                one.send_many([b"y"], timeout=1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_stream_whose_close_was_interrupted_gives_its_connection_back(sock_dir: Path) -> None:
+    """The pool counted it as busy for ever."""
+    service = hostline.Service("counting")
+
+    @service.method
+    async def count() -> AsyncIterator[int]:
+        for number in itertools.count():
+            yield number
+
+    @service.method
+    async def echo(value: int) -> int:
+        return value
+
+    with ServerThread(service, sock_dir / "s"), hostline.connect(sock_dir / "s", max_size=1) as line:
+        for at in points():
+            stream = line.stream("count", returns=int)
+            assert next(stream) == 0
+            go_on = is_interrupted(stream.close, at)
+            del stream
+            assert line.call("echo", at, timeout=5) == at, f"point {at}"
+            assert line.pool_size == line._pool.idle_count == 1
+            if not go_on:
+                return
+
+
+def test_a_call_that_was_interrupted_spoils_none_behind_it(sock_dir: Path) -> None:
+    service = hostline.Service("echo")
+
+    @service.method
+    async def echo(value: int) -> int:
+        return value
+
+    with ServerThread(service, sock_dir / "s"), hostline.connect(sock_dir / "s", max_size=1) as line:
+        for at in points():
+            go_on = is_interrupted(lambda: line.call("echo", -1, timeout=5), at)
+            assert line.call("echo", at, timeout=5) == at, f"point {at}"
+            assert line.pool_size == line._pool.idle_count == 1
+            if not go_on:
+                return
+
+
+def test_a_close_of_a_line_that_was_interrupted_can_be_repeated(sock_dir: Path) -> None:
+    with ServerThread(hostline.Service("nothing"), sock_dir / "s") as server:
+        for at in points():
+            line = hostline.connect(sock_dir / "s", min_size=2)
+            assert wait_until(lambda: server.stats().connections == 2)
+            go_on = is_interrupted(line.close, at)
+            line.close()
+            assert wait_until(lambda: server.stats().connections == 0), f"point {at}"
+            assert line.pool_size == 0, f"point {at}"
+            if not go_on:
+                return

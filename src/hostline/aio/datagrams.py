@@ -6,7 +6,6 @@ receiver's queue is full (`net.unix.max_dgram_qlen` messages, shared by all send
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, ClassVar
 from hostline.aio.waiting import Endpoint
 from hostline.clock import Deadline
 from hostline.errors import HostlineError, LocalProtocolError
-from hostline.limits import CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST
 from hostline.protocol.channels.batches import Batch, checked_count, count_sent
-from hostline.protocol.retry import Backoff
 from hostline.unix.address import Address, parse_address
 from hostline.unix.listening import Bound
 from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message
 from hostline.unix.passing.descriptors import HasFileno
 from hostline.unix.passing.packets import recv_waiting, send_packets
+from hostline.unix.room import Room
 from hostline.unix.sockets import is_connected, kernel_address
 
 if TYPE_CHECKING:
@@ -150,37 +148,50 @@ class Datagrams(Endpoint):
         where: str,
         deadline: Deadline,
     ) -> None:
-        backoff: Backoff | None = None
-        while True:
-            try:
-                send_message(self._sock, (data,), fds, to=raw, socket_type="datagram", address=where)
-                return
-            except BlockingIOError:
-                pass
-            if raw is None:
-                await self._wait_writable(deadline, "send")
-            else:
-                # An unconnected socket polls as writable while the receiver's queue is full.
-                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                await self._pause(deadline, backoff.pause(), where)
+        room: Room | None = None
+        try:
+            while True:
+                try:
+                    send_message(self._sock, (data,), fds, to=raw, socket_type="datagram", address=where)
+                    return
+                except BlockingIOError:
+                    pass
+                if raw is None:
+                    await self._wait_writable(deadline, "send")
+                else:
+                    room = room or Room(self._sock, raw)
+                    await self._wait_for_room(room, deadline, where)
+        finally:
+            if room is not None:
+                room.close()
 
     async def _send_batch(self, batch: Batch, raw: bytes | None, where: str, deadline: Deadline) -> None:
-        backoff: Backoff | None = None
-        while not batch.is_done:
-            packets = batch.packets()
-            try:
-                count = send_packets(self._sock, packets, to=raw, socket_type="datagram", address=where)
-                batch.took_packets(count)
-                backoff = None
-                continue
-            except BlockingIOError:
-                pass
-            if raw is None:
-                await self._wait_writable(deadline, "send")
-            else:
-                # An unconnected socket polls as writable while the receiver's queue is full.
-                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                await self._pause(deadline, backoff.pause(), where)
+        room: Room | None = None
+        try:
+            while not batch.is_done:
+                packets = batch.packets()
+                try:
+                    count = send_packets(self._sock, packets, to=raw, socket_type="datagram", address=where)
+                    batch.took_packets(count)
+                    if room is not None:
+                        room.took()
+                    continue
+                except BlockingIOError:
+                    pass
+                if raw is None:
+                    await self._wait_writable(deadline, "send")
+                else:
+                    room = room or Room(self._sock, raw)
+                    await self._wait_for_room(room, deadline, where)
+        finally:
+            if room is not None:
+                room.close()
+
+    async def _wait_for_room(self, room: Room, deadline: Deadline, where: str) -> None:
+        """Wait until the receiver may have room again, or this socket's own buffer; errors as for `_wait_writable`."""
+        fd, seconds = room.look(deadline.remaining())
+        if seconds:
+            await self._wait_writable(deadline, "send", at_most=seconds, address=where, fd=fd)
 
     async def recv(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive one datagram and return its bytes; none is legal.
@@ -266,15 +277,6 @@ class Datagrams(Endpoint):
                 )
             except BlockingIOError:
                 await self._wait_readable(deadline, "recv")
-
-    async def _pause(self, deadline: Deadline, seconds: float, where: str) -> None:
-        """Let a moment pass in which the receiver may take something; errors as for `_wait_writable`."""
-        loop = asyncio.get_running_loop()
-        waiter = self._writer = loop.create_future()
-        try:
-            await self._wait(loop, waiter, deadline, "send", seconds, where)
-        finally:
-            self._writer = None
 
     def _release(self) -> None:
         if self._bound is not None:

@@ -137,17 +137,40 @@ class Endpoint:
                 loop.remove_reader(fd)
             self._reader = None
 
-    async def _wait_writable(self, deadline: Deadline, operation: str) -> None:
-        """Wait until the socket can be written, or until this side is closed; errors as for `_wait_readable`."""
+    async def _wait_writable(
+        self,
+        deadline: Deadline,
+        operation: str,
+        *,
+        at_most: float = math.inf,
+        address: str | None = None,
+        fd: int | None = None,
+    ) -> None:
+        """Wait until the socket can be written, or until this side is closed.
+
+        Args:
+            deadline: When to give up.
+            operation: For the error's text.
+            at_most: Seconds after which this returns all the same.
+            address: For the error's text, where it is not this socket's own.
+            fd: What to wait for instead of this socket; -1 for nothing but the time and the close.
+
+        Raises:
+            SocketTimeoutError: The deadline passed first.
+            ClosedError: Another task closed.
+        """
         loop = asyncio.get_running_loop()
+        own = self._sock.fileno()
+        watched = own if fd is None else fd
         waiter = self._writer = loop.create_future()
-        fd = self._sock.fileno()
-        loop.add_writer(fd, _wake, waiter)
         try:
-            await self._wait(loop, waiter, deadline, operation, math.inf)
+            if watched >= 0:
+                loop.add_writer(watched, _wake, waiter)
+            await self._wait(loop, waiter, deadline, operation, at_most, address)
         finally:
-            if not self._is_closed:
-                loop.remove_writer(fd)
+            # After a close the number of our own may be somebody else's, and it was seen to there.
+            if watched >= 0 and not (watched == own and self._is_closed) and not loop.is_closed():
+                loop.remove_writer(watched)
             self._writer = None
 
     async def _wait(

@@ -181,7 +181,7 @@ class Caller:
             raise
         except TimeoutError:
             if is_whole:
-                self._send_best(self.protocol.cancel(call_id))
+                self._send_cancel(call_id)
             raise deadline_error(method, seconds) from None
         except OverloadedError:
             self.protocol.forget(call_id)
@@ -358,9 +358,15 @@ class Caller:
 
     def cancel(self, call_id: int) -> None:
         """Give a call with streams up; what still comes for it is not looked at."""
-        self._send_best(self.protocol.cancel(call_id))
+        self._send_cancel(call_id)
         if self.protocol.max_fds:
             self._is_cut_off = True  # descriptors that nobody takes would stay on their way to a pooled connection
+
+    def _send_cancel(self, call_id: int) -> None:
+        was_cut_off = self._is_cut_off
+        self._is_cut_off = True  # until it is off the books and has left; a signal handler may raise anywhere
+        if self._send_best(self.protocol.cancel(call_id)):
+            self._is_cut_off = was_cut_off
 
     @property
     def is_usable(self) -> bool:
@@ -556,14 +562,15 @@ class Caller:
             pass  # nothing more can be known
         return answers
 
-    def _send_best(self, data: bytes) -> None:
+    def _send_best(self, data: bytes) -> bool:
         """Send something small if there is room for it at once; otherwise the close that follows tells the server."""
         try:
             if self._sock.send(data, _SEND_FLAGS) == len(data):
-                return
+                return True
         except OSError:
             pass
         self._is_cut_off = True
+        return False
 
     def interrupt(self) -> None:
         """Wake whoever waits on this connection, from another thread."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from hostline.clock import Deadline
 from hostline.errors import DescriptorError, EndOfStream, HostlineError, LocalProtocolError, SocketError
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = ["Connection"]
+
+# Bytes of a stream that the kernel takes whole or not at all, as they fit into one of its buffers, however small
+# SO_SNDBUF is. Of more a signal may cut off a part, and when its handler raises nobody learns how much that was.
+_ATOMIC_SIZE: Final = 2048
+_UNKNOWN_PART: Final = "an unknown part, when a signal handler raised"
+
+# After these it is known that the call which raised them sent nothing.
+_KNOWN: Final = (HostlineError, ValueError, TypeError)
 
 
 class Connection(Endpoint):
@@ -81,8 +89,8 @@ class Connection(Endpoint):
     def send(self, data: ReadableBuffer, *, fds: Sequence[int | HasFileno] = (), timeout: float | None = None) -> None:
         """Send all of the data: on seqpacket as one packet.
 
-        When a deadline cuts a stream off in the middle of the data, the other side cannot tell, so that every later
-        send is refused.
+        When a deadline or a signal handler's exception cuts a stream off in the middle of the data, the other side
+        cannot tell, so that every later send is refused.
 
         Args:
             data: The bytes; none is legal, and on seqpacket an empty packet.
@@ -131,27 +139,34 @@ class Connection(Endpoint):
         rest = pieces
         flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
         sent = 0
+        is_unsure = False
         try:
             while True:
                 if self._is_closed:
                     raise self._closed()
                 try:
+                    is_unsure = size > _ATOMIC_SIZE and self.type == "stream"
                     sent += send_message(
                         self._sock, rest, fds, flags=flags, socket_type=self.type, address=self.address
                     )
+                    is_unsure = False
                 except BlockingIOError:
+                    is_unsure = False
                     self._wait(WRITABLE, deadline, "send")
                     continue
                 if sent >= size:
                     return
                 rest = left_of(pieces, sent)
                 fds = ()
-        except SocketError as error:
-            if self._is_closed:
+        except _KNOWN as error:
+            is_unsure = False
+            if self._is_closed and isinstance(error, SocketError):
                 raise self._closed() from error
             raise
         finally:
-            if 0 < sent < size:
+            if is_unsure:
+                self._torn = _UNKNOWN_PART
+            elif 0 < sent < size:
                 self._torn = f"{sent} of {size} bytes"
 
     def send_many(self, messages: Iterable[ReadableBuffer], *, timeout: float | None = None) -> int:
@@ -204,24 +219,30 @@ class Connection(Endpoint):
         if self._torn:
             raise LocalProtocolError(f"an earlier send was cut off after {self._torn}: close the connection")
         flags = 0 if deadline.is_never else socket.MSG_DONTWAIT
+        unsure: list[memoryview] = []
         try:
             while not batch.is_done:
                 if self._is_closed:
                     raise self._closed()
                 try:
-                    self._send_some(batch, flags)
+                    if batch.is_stream:
+                        unsure = batch.buffers()
+                        batch.took_bytes(send_message(self._sock, unsure, flags=flags, address=self.address))
+                        unsure = []
+                    else:
+                        count = send_packets(self._sock, batch.packets(), flags=flags, address=self.address)
+                        batch.took_packets(count)
                 except BlockingIOError:
+                    unsure = []
                     self._wait(WRITABLE, deadline, "send")
-        except SocketError as error:
-            if self._is_closed:
+        except _KNOWN as error:
+            unsure = []
+            if self._is_closed and isinstance(error, SocketError):
                 raise self._closed() from error
             raise
-
-    def _send_some(self, batch: Batch, flags: int = 0) -> None:
-        if batch.is_stream:
-            batch.took_bytes(send_message(self._sock, batch.buffers(), flags=flags, address=self.address))
-        else:
-            batch.took_packets(send_packets(self._sock, batch.packets(), flags=flags, address=self.address))
+        finally:
+            if sum(map(len, unsure)) > _ATOMIC_SIZE:
+                self._torn = _UNKNOWN_PART
 
     def recv(self, max_size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive some bytes of a stream, or one packet.
@@ -461,6 +482,6 @@ class Connection(Endpoint):
         if on_close is not None:
             on_close()
 
-    def _after_fork(self) -> None:
-        super()._after_fork()
+    def _forget_parent(self) -> None:
+        super()._forget_parent()
         self._send_lock = threading.RLock()

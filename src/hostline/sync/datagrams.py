@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hostline.clock import Deadline
 from hostline.errors import HostlineError, LocalProtocolError
-from hostline.limits import CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST
 from hostline.protocol.channels.batches import Batch, checked_count, count_sent
-from hostline.protocol.retry import Backoff
 from hostline.sync.polling import READABLE, WRITABLE, Endpoint, Wakeup
 from hostline.unix.address import Address, parse_address
 from hostline.unix.listening import Bound
 from hostline.unix.passing.ancillary import MAX_DATAGRAM_SIZE, Datagram, recv_datagram, send_message
 from hostline.unix.passing.descriptors import HasFileno
 from hostline.unix.passing.packets import recv_waiting, send_packets
+from hostline.unix.room import Room
 from hostline.unix.sockets import is_connected, kernel_address
 
 if TYPE_CHECKING:
@@ -159,41 +158,60 @@ class Datagrams(Endpoint):
         where: str,
         deadline: Deadline,
     ) -> None:
-        backoff: Backoff | None = None
-        while True:
-            try:
-                send_message(
-                    self._sock, (data,), fds, to=raw, flags=socket.MSG_DONTWAIT, socket_type="datagram", address=where
-                )
-                return
-            except BlockingIOError:
-                pass
-            if raw is None:
-                self._wait(WRITABLE, deadline, "send")
-            else:
-                # An unconnected socket polls as writable while the receiver's queue is full.
-                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                self._wait(0, deadline, "send", at_most=backoff.pause(), address=where)
+        room: Room | None = None
+        try:
+            while True:
+                try:
+                    send_message(
+                        self._sock,
+                        (data,),
+                        fds,
+                        to=raw,
+                        flags=socket.MSG_DONTWAIT,
+                        socket_type="datagram",
+                        address=where,
+                    )
+                    return
+                except BlockingIOError:
+                    pass
+                if raw is None:
+                    self._wait(WRITABLE, deadline, "send")
+                else:
+                    room = room or Room(self._sock, raw)
+                    self._wait_for_room(room, deadline, where)
+        finally:
+            if room is not None:
+                room.close()
 
     def _send_batch(self, batch: Batch, raw: bytes | None, where: str, deadline: Deadline) -> None:
-        backoff: Backoff | None = None
-        while not batch.is_done:
-            packets = batch.packets()
-            try:
-                count = send_packets(
-                    self._sock, packets, to=raw, flags=socket.MSG_DONTWAIT, socket_type="datagram", address=where
-                )
-                batch.took_packets(count)
-                backoff = None
-                continue
-            except BlockingIOError:
-                pass
-            if raw is None:
-                self._wait(WRITABLE, deadline, "send")
-            else:
-                # An unconnected socket polls as writable while the receiver's queue is full.
-                backoff = backoff or Backoff(CONNECT_RETRY_FIRST, CONNECT_RETRY_LONGEST)
-                self._wait(0, deadline, "send", at_most=backoff.pause(), address=where)
+        room: Room | None = None
+        try:
+            while not batch.is_done:
+                packets = batch.packets()
+                try:
+                    count = send_packets(
+                        self._sock, packets, to=raw, flags=socket.MSG_DONTWAIT, socket_type="datagram", address=where
+                    )
+                    batch.took_packets(count)
+                    if room is not None:
+                        room.took()
+                    continue
+                except BlockingIOError:
+                    pass
+                if raw is None:
+                    self._wait(WRITABLE, deadline, "send")
+                else:
+                    room = room or Room(self._sock, raw)
+                    self._wait_for_room(room, deadline, where)
+        finally:
+            if room is not None:
+                room.close()
+
+    def _wait_for_room(self, room: Room, deadline: Deadline, where: str) -> None:
+        """Wait until the receiver may have room again, or this socket's own buffer; errors as for `_wait`."""
+        fd, seconds = room.look(deadline.remaining())
+        if seconds:
+            self._wait(WRITABLE if fd >= 0 else 0, deadline, "send", at_most=seconds, address=where, fd=fd)
 
     def recv(self, max_size: int = MAX_DATAGRAM_SIZE, *, timeout: float | None = None) -> bytes:
         """Receive one datagram and return its bytes; none is legal.

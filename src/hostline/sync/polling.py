@@ -43,29 +43,30 @@ _LEAVE_TIMEOUT = 1.0
 class Wakeup:
     """Wake every thread that polls this descriptor, once and for all."""
 
-    __slots__ = ("_readable", "_writable")
+    __slots__ = ("_fds",)
 
     def __init__(self) -> None:
-        self._readable = self._writable = -1
+        self._fds: list[int] = []  # the one to poll first, the one to write last
         with translated("make a wakeup", "", ""):
+            # In one call of C: when a signal handler raises behind it, the numbers are where `__del__` finds them.
             if hasattr(os, "eventfd"):
-                self._readable = self._writable = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._fds.extend(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,)))
             else:
-                self._readable, self._writable = os.pipe()
+                self._fds.extend(os.pipe())
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
-        return self._readable
+        return self._fds[0] if self._fds else -1
 
     def set(self) -> None:
         """Make the descriptor readable for ever."""
-        os.write(self._writable, (1).to_bytes(8, "little"))
+        os.write(self._fds[-1], (1).to_bytes(8, "little"))
 
     def close(self) -> None:
         """Close the descriptors."""
-        for fd in {self._readable, self._writable} - {-1}:
+        fds, self._fds = self._fds, []  # no signal comes between this and the close: none is closed twice
+        for fd in fds:
             os.close(fd)
-        self._readable = self._writable = -1
 
     def __del__(self) -> None:
         self.close()
@@ -109,9 +110,10 @@ class Endpoint:
         "__weakref__",
         "_generation",
         "_is_closed",
+        "_is_woken",
         "_released",
+        "_releaser",
         "_sock",
-        "_unreleased",
         "_users",
         "_wakeup",
         "address",
@@ -127,12 +129,17 @@ class Endpoint:
         self._sock = sock
         self._wakeup = wakeup
         self._is_closed = False
+        self._is_woken = False
         self._generation = Endpoint._forks
         # The calls that are in, and the thread of each. A dict: its methods are atomic and cost less than a lock.
         self._users: dict[object, int] = {}
-        self._released = None if wakeup is None else threading.Event()
-        # One entry, which whoever releases takes out: pop is atomic.
-        self._unreleased = [True]
+        # Held until all is released. An Event takes a lock in Python, which a signal's exception may leave taken.
+        self._released: threading.Lock | None = None
+        if wakeup is not None:
+            self._released = threading.Lock()
+            self._released.acquire()
+        # One entry, of whoever releases or has released: setdefault is atomic.
+        self._releaser: dict[str, object] = {}
 
     @property
     def socket(self) -> socket.socket:
@@ -159,23 +166,34 @@ class Endpoint:
         """Close, and have every call that waits in another thread raise `ClosedError`; a second close does nothing."""
         if self._generation != Endpoint._forks:
             self._after_fork()
-        if self._is_closed:
-            return
+        is_first = not self._is_closed
+        try:
+            self._close()
+        except BaseException:
+            # A signal handler's exception: what it struck is done again. At the end of a block nobody else would.
+            self._close()
+            raise
+        # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
+        if is_first and self._released is not None and threading.get_ident() not in list(self._users.values()):
+            if self._released.acquire(timeout=_LEAVE_TIMEOUT):
+                self._released.release()
+            self._release_if_free()  # where a signal's exception kept the last that left from it
+
+    def _close(self) -> None:
+        """Mark it closed, wake whoever is in, and release it if nobody is; what was done already is left as it is."""
         # Sign in like everybody, so that nothing is released while others are being woken. The order matters: whoever
         # signs in after the flag is set sees it, whoever did before is seen and woken.
         place = object()
         try:
             self._users[place] = threading.get_ident()
-            self._is_closed = True
-            if len(self._users) > 1:
-                self._wake()
+            if not self._is_woken:
+                self._is_closed = True
+                if len(self._users) > 1:
+                    self._wake()
+                self._is_woken = True
         finally:
             self._users.pop(place, None)
             self._release_if_free()
-        # A signal handler may close what its own thread waits for; then the waiting call releases it when it returns.
-        if self._released is not None and threading.get_ident() not in list(self._users.values()):
-            self._released.wait(_LEAVE_TIMEOUT)
-            self._release_if_free()  # where a signal's exception kept the last that left from it
 
     def _enter(self, place: object) -> None:
         """Sign in: the first thing in a `try` that ends with `finally: self._users.pop(place, None)`.
@@ -195,43 +213,60 @@ class Endpoint:
             raise self._closed()
 
     def _release_if_free(self) -> None:
-        """Release what is closed once nobody is in it."""
-        if self._is_closed and not self._users:
+        """Release what is closed once nobody is in it, and once all who were in it have been woken."""
+        if self._is_woken and not self._users:
             self._release_once()
 
     def _wake(self) -> None:
-        """Wake the threads that are in; called once, after `_is_closed` was set."""
+        """Wake the threads that are in; after `_is_closed` was set, and before anything is released."""
         if self._wakeup is not None:
             self._wakeup.set()
 
     def _release_once(self) -> None:
         """Release, unless another thread is at it: two that leave together may both find nobody in."""
+        claim = object()
         try:
-            self._unreleased.pop()
-        except IndexError:
-            return
-        try:
+            if self._releaser.setdefault("claim", claim) is not claim:
+                return
             self._release()
-        finally:
             if self._released is not None:
-                self._released.set()
+                try:
+                    self._released.release()
+                except RuntimeError:
+                    pass  # it was, when this was interrupted
+        except BaseException:
+            if self._releaser.get("claim") is claim:
+                self._releaser.clear()  # so that what is left can be released
+            raise
 
     def _release(self) -> None:
-        """Close what is owned; called once."""
+        """Close what is owned; called again where it was interrupted."""
         self._sock.close()
         if self._wakeup is not None:
             self._wakeup.close()
 
     def _after_fork(self) -> None:
+        with _fork_lock:
+            if self._generation != Endpoint._forks:
+                self._forget_parent()
+                self._generation = Endpoint._forks
+
+    def _forget_parent(self) -> None:
         """Forget the parent's threads, which are not here, and what would wake them instead of ours."""
-        self._generation = Endpoint._forks
         self._users = {}
         if self._wakeup is not None and not self._is_closed:
-            self._wakeup.close()
-            self._wakeup = Wakeup()
+            stale, self._wakeup = self._wakeup, Wakeup()
+            stale.close()
 
     def _wait(
-        self, events: int, deadline: Deadline, operation: str, *, at_most: float = math.inf, address: str | None = None
+        self,
+        events: int,
+        deadline: Deadline,
+        operation: str,
+        *,
+        at_most: float = math.inf,
+        address: str | None = None,
+        fd: int = -1,
     ) -> None:
         """Wait until the socket is ready, until somebody closes, or until `at_most` seconds are over.
 
@@ -241,6 +276,7 @@ class Endpoint:
             operation: For the error's text.
             at_most: Seconds after which to return all the same.
             address: For the error's text, where it is not this socket's own.
+            fd: What to wait for instead of this socket.
 
         Raises:
             SocketTimeoutError: The deadline passed first.
@@ -248,7 +284,7 @@ class Endpoint:
         """
         poller = select.poll()
         if events:
-            poller.register(self._sock, events)
+            poller.register(self._sock if fd < 0 else fd, events)
         if self._wakeup is not None:
             poller.register(self._wakeup.fileno(), READABLE)
         left = deadline.remaining(monotonic())
@@ -276,7 +312,12 @@ class Endpoint:
         return f"<{type(self).__name__} {self.type} {printable(self.address)!r} {state}>"
 
 
+_fork_lock = threading.RLock()
+
+
 def _count_fork() -> None:
+    global _fork_lock
+    _fork_lock = threading.RLock()  # one of the parent's threads may have held it
     Endpoint._forks += 1
 
 

@@ -195,6 +195,13 @@ class Stream(Generic[T]):
     def _finish(self) -> None:
         """Let go of everything; a call that has not ended is cancelled."""
         self._is_over = True
+        try:
+            self._let_go()
+        except BaseException:  # a signal handler's exception may have come before the connection was given back
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
         for frame in self._frames:
             close_all(frame.fds)
         caller, self._caller = self._caller, None

@@ -118,8 +118,8 @@ class Peer:
         """Close the pidfd, if one was taken, and let go of the socket; the numbers stay."""
         with _pidfd_lock:
             fd, self._pidfd, self._sock = self._pidfd, -1, None
-        if fd >= 0:
-            os.close(fd)
+            if fd >= 0:  # within the lock: behind its release a signal's exception would lose the number
+                os.close(fd)
 
     def describe(self) -> str:
         """Return words for a log line: `uid 1000 (alice), pid 4711`."""

@@ -18,13 +18,14 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from hostline.errors import AccessDeniedError, AddressInUseError, NotASocketError, SocketError
 from hostline.unix.credentials import read_peer
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 from hostline.unix.passing.descriptors import Fd, close_all
 
-__all__ = ["Holder", "LockFile", "close_in_child", "fork_held_back", "in_use", "probe", "why_live"]
+__all__ = ["Holder", "LockFile", "close_in_child", "fork_held_back", "in_use", "open_fd", "probe", "why_live"]
 
 # First line of the file. What does not begin with it was not written by us and is locked, but never overwritten.
 _HEADER = b"hostline lock: stays here on purpose, locked while a server runs\n"
@@ -189,6 +190,24 @@ def _let_go_in_child() -> None:
 os.register_at_fork(before=_fork_gate.acquire, after_in_parent=_fork_gate.release, after_in_child=_let_go_in_child)
 
 
+def open_fd(name: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> Fd:
+    """Open as `os.open` does, in such a way that no signal handler's exception loses the descriptor.
+
+    Python runs handlers after a call of C; `extend` is one, and has put the number, and then its owner, where they are
+    found before it returns.
+    """
+    numbers: list[int] = []
+    owners: list[Fd] = []
+    try:
+        numbers.extend(map(partial(os.open, dir_fd=dir_fd), (name,), (flags,), (mode,)))
+        owners.extend(map(Fd, numbers))
+        return owners[0]
+    except BaseException:
+        if numbers and not owners:
+            os.close(numbers[0])
+        raise
+
+
 def _open(dirfd: int, name: str) -> Fd:
     # O_NOFOLLOW: a symlink planted here would have us lock, and write into, a file of the planter's choice.
     # O_NONBLOCK: nor may a planted pipe or device make us wait. Opening without O_CREAT first, because Linux
@@ -196,11 +215,11 @@ def _open(dirfd: int, name: str) -> Fd:
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     for _ in range(_MAX_ATTEMPTS):
         try:
-            return Fd(os.open(name, flags, dir_fd=dirfd))
+            return open_fd(name, flags, dir_fd=dirfd)
         except FileNotFoundError:
             pass
         try:
-            fd = Fd(os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dirfd))
+            fd = open_fd(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dirfd)
         except FileExistsError:
             continue  # another contender made it between the two calls
         os.fchmod(fd.fileno(), 0o600)  # a umask that takes the owner's bits would lock out our own next start

@@ -168,11 +168,11 @@ def listening_socket(
         file.bind(sock, wanted, uid, gid)
         _listen(sock, socket_type, backlog, address)
         status = file.widen()
+        rule = default_rule(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        return Bound(sock, address, socket_type, rule, file)
     except BaseException:
         file.release()
         raise
-    rule = default_rule(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
-    return Bound(sock, address, socket_type, rule, file)
 
 
 def _prepared_socket(socket_type: SocketType, max_fds: int, credentials: bool) -> socket.socket:
@@ -208,10 +208,10 @@ def _at_abstract_name(
                     raise
                 raise in_use(socket_type, address.text, f"the name is taken by {holder}", holder) from error
         _listen(sock, socket_type, backlog, address)
+        return Bound(sock, address, socket_type, Peers.same_user())
     except BaseException:
         sock.close()
         raise
-    return Bound(sock, address, socket_type, Peers.same_user())
 
 
 def _inherited(address: InheritedAddress, socket_type: SocketType, max_fds: int, credentials: bool) -> Bound:

@@ -37,7 +37,7 @@ from hostline.errors import (
 from hostline.limits import DEFAULT_MODE
 from hostline.unix.address import DIRECTORY_FLAGS, SocketType, check_name_length, within_directory
 from hostline.unix.binding import bind_by_rename, bind_in_place
-from hostline.unix.holders import Holder, LockFile, in_use, probe, why_live
+from hostline.unix.holders import Holder, LockFile, in_use, open_fd, probe, why_live
 from hostline.unix.oserrors import file_kind, printable, translate, translated
 from hostline.unix.passing.descriptors import Fd
 
@@ -210,13 +210,19 @@ class SocketFile:
         bind = bind_in_place if sys.platform == "linux" else bind_by_rename
         with translated("bind", self.socket_type, self.path):
             self._check_directory()
-            bind(sock, self._dirfd, self.path, first)
-            status = self._lstat()
-            if status is None:
-                self._remove_astray(sock)
-                raise self._replaced()
-            self._verify(status, first)
-            self._identity = (status.st_dev, status.st_ino)
+            try:
+                bind(sock, self._dirfd, self.path, first)
+                status = self._lstat()
+                if status is None:
+                    self._remove_astray(sock)
+                    raise self._replaced()
+                self._verify(status, first)
+                self._identity = (status.st_dev, status.st_ino)
+            except OSError:
+                raise
+            except BaseException:  # a signal handler's
+                self._recognise(sock)
+                raise
             self._pin_file()
             self._verify_identity(self._identity)
 
@@ -287,6 +293,9 @@ class SocketFile:
                     error.strerror,
                     extra={"event": "unlink_failed", "address": self.path},
                 )
+            except BaseException:  # a signal handler's: whoever releases again does it
+                self._identity = identity
+                raise
 
     def abandon(self) -> None:
         """Let go of the lock, of the path and of the socket; the file stays, and the socket is not closed here.
@@ -313,7 +322,7 @@ class SocketFile:
     def _open_directory(self) -> None:
         directory = os.path.dirname(self.path) or "."
         try:
-            self._directory = Fd(os.open(directory, DIRECTORY_FLAGS))
+            self._directory = open_fd(directory, DIRECTORY_FLAGS)
         except FileNotFoundError as error:
             reason = "the directory does not exist; make it first"
             raise AddressNotFoundError("bind", self.socket_type, printable(self.path), error.errno, reason) from error
@@ -343,6 +352,12 @@ class SocketFile:
     def _replaced(self) -> SocketError:
         reason = "the directory was replaced while binding"
         return SocketError("bind", self.socket_type, printable(self.path), None, reason)
+
+    def _recognise(self, sock: socket.socket) -> None:
+        """Have `release` unlink what was bound, if it was, when an exception came before it was looked at."""
+        status = self._lstat() if sock.getsockname() else None
+        if status is not None and stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            self._identity = (status.st_dev, status.st_ino)
 
     def _remove_astray(self, sock: socket.socket) -> None:
         """Close a socket that was bound in another directory than ours, and unlink its file.
@@ -428,7 +443,7 @@ class SocketFile:
         """
         if hasattr(os, "O_PATH"):
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._pin = Fd(os.open(self._name, flags, dir_fd=self._dirfd))
+            self._pin = open_fd(self._name, flags, dir_fd=self._dirfd)
 
     def _verify_identity(self, identity: tuple[int, int]) -> None:
         if self._pin is not None:

@@ -411,8 +411,8 @@ class Channel:
         """Return a lock to be taken in a `try` whose `finally` releases it, so that no signal's exception leaves it."""
         if self._pid != os.getpid():
             # The parent's threads are not here, and may have held a lock at the fork.
-            self._pid = os.getpid()
             self._meeting, self._receiving = threading.RLock(), threading.RLock()
+            self._pid = os.getpid()
         lock: LockType = getattr(self, name)
         check_not_held(lock, "receives")
         return lock
