@@ -23,7 +23,7 @@ from tests.leaks import open_descriptors, wait_until
 from tests.serving import ServerThread
 
 import hostline
-from hostline import ClosedError, LocalProtocolError, RemoteProtocolError, SocketTimeoutError, sync
+from hostline import ClosedError, LocalProtocolError, PeerGoneError, RemoteProtocolError, SocketTimeoutError, sync
 
 # Where an exception strikes between a system call and the object that its descriptor belongs to, Python closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -157,8 +157,8 @@ def test_a_channel_whose_calls_were_interrupted_goes_on_and_closes() -> None:
             other.recv(timeout=0.05)
         except LocalProtocolError as error:
             told = str(error)
-        except (SocketTimeoutError, RemoteProtocolError):
-            pass
+        except (SocketTimeoutError, RemoteProtocolError, ClosedError, PeerGoneError):
+            pass  # closed, where what had been read is lost
         one.close()
         other.close()
         assert not told or "cut off" in told, f"point {at}: {told}"
@@ -166,6 +166,36 @@ def test_a_channel_whose_calls_were_interrupted_goes_on_and_closes() -> None:
         if not go_on:
             assert at > 40
             return
+
+
+@pytest.mark.parametrize("size", [30, 100_000])
+def test_a_message_whose_receipt_was_interrupted_is_whole_or_nothing(size: int) -> None:
+    """What had been taken from the kernel was lost, and the next message's bytes filled its place."""
+    sent = [bytes([letter]) * size for letter in b"abcd"]
+    for at in points():
+        one, other = sync.channelpair()
+        received: list[bytes] = []
+        other.send(b"hello")
+        one.recv(timeout=1)
+        sender = threading.Thread(target=send_while_somebody_takes, args=(one, sent))
+        sender.start()
+        go_on = is_interrupted(lambda: received.append(other.recv(bytes)), at)  # noqa: B023  # called at once
+        with suppress(SocketTimeoutError, ClosedError):
+            while len(received) < len(sent):
+                received.append(other.recv(bytes, timeout=0.05))
+        other.close()
+        sender.join()
+        one.close()
+        assert [message for message in received if message not in sent] == [], f"point {at}"
+        if not go_on:
+            assert at > 20
+            assert received == sent
+            return
+
+
+def send_while_somebody_takes(channel: sync.Channel, messages: list[bytes]) -> None:
+    with suppress(PeerGoneError):
+        channel.send_many(messages)
 
 
 def test_a_close_that_was_interrupted_can_be_repeated_by_whoever_leaves_last(sock_dir: Path) -> None:

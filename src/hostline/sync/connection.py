@@ -51,7 +51,7 @@ class Connection(Endpoint):
         max_fds: Descriptors that one message may bring.
     """
 
-    __slots__ = ("_late", "_on_close", "_send_lock", "_torn", "max_fds", "peer")
+    __slots__ = ("_is_in_hand", "_late", "_on_close", "_send_lock", "_torn", "max_fds", "peer")
 
     _name: ClassVar[str] = "connection"
 
@@ -83,6 +83,8 @@ class Connection(Endpoint):
         self._on_close = on_close
         self._send_lock = threading.RLock()
         self._torn = ""
+        # Whether bytes may have been taken from the kernel that a channel has not noted yet.
+        self._is_in_hand = False
         # What a `recv_many` met behind the messages it returned; the next receive raises it.
         self._late: list[HostlineError] = []
 
@@ -391,16 +393,23 @@ class Connection(Endpoint):
                 self._release_if_free()
         return [(data, fds) for data, fds, *_ in received]
 
-    def _receive(self, max_size: int, timeout: float | None, space: memoryview | None = None) -> Received:
-        """Receive what one read gives, on a stream perhaps into memory that is there: its part is the data then."""
+    def _receive(
+        self, max_size: int, timeout: float | None, space: memoryview | None = None, *, is_marked: bool = False
+    ) -> Received:
+        """Receive what one read gives, on a stream perhaps into memory that is there: its part is the data then.
+
+        Marked, it never waits in the read, and `_is_in_hand` says from its beginning on that bytes may have been taken;
+        whoever notes them takes the mark away.
+        """
         deadline = Deadline.after(timeout)
         if self._late:
             self._raise_late()
-        flags = 0 if timeout is None else socket.MSG_DONTWAIT
+        flags = 0 if timeout is None and not is_marked else socket.MSG_DONTWAIT
         place = object()
         try:
             self._enter(place)
             while True:
+                self._is_in_hand = is_marked
                 try:
                     if space is not None:
                         received = self._receive_into(space, flags)
@@ -409,10 +418,12 @@ class Connection(Endpoint):
                             self._sock, max_size, self.max_fds, flags=flags, socket_type=self.type, address=self.address
                         )
                 except BlockingIOError:
+                    self._is_in_hand = False
                     self._wait(READABLE, deadline, "recv")
                     continue
                 if not received.is_end:
                     return received
+                self._is_in_hand = False
                 if self._is_closed:
                     raise self._closed()
                 raise EndOfStream(f"the other side of {self!r} has ended")
@@ -420,6 +431,7 @@ class Connection(Endpoint):
             self.close()
             raise
         except SocketError as error:
+            self._is_in_hand = False
             if self._is_closed:
                 raise self._closed() from error
             raise

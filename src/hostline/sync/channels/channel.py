@@ -380,13 +380,17 @@ class Channel:
 
     def _read(self, deadline: Deadline, max_count: int = 1) -> None:
         """Read once, on seqpacket as many packets as are there and wanted."""
+        connection = self.connection
         size = self._messages.read_size
+        is_stream = self.type == "stream"
         try:
-            if max_count == 1 or self.type == "stream":
-                data, fds, *_ = self.connection._receive(size, deadline.left(), self._messages.space)
+            if max_count == 1 or is_stream:
+                space = self._messages.space
+                data, fds, *_ = connection._receive(size, deadline.left(), space, is_marked=is_stream)
                 self._messages.receive_data(data, fds)
+                connection._is_in_hand = False
                 return
-            for data, fds in self.connection.recv_many_fds(max_count, size, timeout=deadline.left()):
+            for data, fds in connection.recv_many_fds(max_count, size, timeout=deadline.left()):
                 self._messages.receive_data(data, fds)
         except TruncatedError as error:
             most = self.max_message_size
@@ -403,6 +407,12 @@ class Channel:
                 raise
             # The kernel says so once, on seqpacket before the packets that wait; they come, and then the end.
             self._messages.was_reset = True
+        except BaseException as error:
+            if isinstance(error, HostlineError):
+                connection._is_in_hand = False
+            elif connection._is_in_hand:
+                self.close()  # a signal handler's: what was read is lost, and what follows is not its rest
+            raise
 
     def _gone(self, reason: str) -> PeerGoneError:
         return PeerGoneError("recv", self.type, printable(self.address), errno.ECONNRESET, reason)
