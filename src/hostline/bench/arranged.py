@@ -213,7 +213,10 @@ def _pinned_text(results: Results) -> str:
         return ""
     if not free and len(set(cores)) == 1:
         return f"pinned to {cores[0]}"
-    return "; ".join(f"{name} on {core}" for name, core in zip(results.pinned, cores, strict=True)) + ", the rest free"
+    by_core: dict[str, list[str]] = {}
+    for name, core in zip(results.pinned, cores, strict=True):
+        by_core.setdefault(core, []).append(name)
+    return "; ".join(f"{', '.join(names)} on {core}" for core, names in by_core.items()) + "; the rest free"
 
 
 # --- words of a chart ---------------------------------------------------------------------------------
@@ -261,9 +264,14 @@ def _reference_name(cases: Sequence[Case]) -> str:
     return {"C": "bare C over a Unix socket", "sockets": "Python's bare sockets"}.get(name, name)
 
 
-def run_line(results: Results) -> str:
-    """Return what a run depends on, in a few words."""
-    pinned = f", {text}" if (text := _pinned_text(results)) else ""
+def run_line(results: Results, cases: Sequence[Case]) -> str:
+    """Return what some cases of a run depend on, in a few words."""
+    kept = {tuple(results.pinned.get(case.workload, ())) for case in cases}
+    if len(kept) == 1:
+        cores = ", ".join(map(str, kept.pop()))
+        pinned = f", on core {cores}" if cores else ""
+    else:
+        pinned = f", {text}" if (text := _pinned_text(results)) else ""
     kind = "quick run" if results.is_quick else f"{results.rounds} rounds"
     facts = [results.machine[key] for key in ("cpu", "kernel", "python") if key in results.machine]
     return f"hostline {results.version}, {kind}{pinned}. {', '.join(facts)}"

@@ -282,7 +282,7 @@ def _figure(results: Results, cases: Sequence[Case]) -> Any:
     figure.set_size_inches(_WIDTH, height)
     _write(figure, (_PAD, height - 0.30), chart_title(cases), fontsize=12, fontweight="bold")
     _write(figure, (_PAD, height - 0.54), chart_legend(cases), color=_QUIET)
-    _write(figure, (_PAD, 0.14), run_line(results), color=_QUIET, fontsize=_TEXT - 0.5)
+    _write(figure, (_PAD, 0.14), run_line(results, cases), color=_QUIET, fontsize=_TEXT - 0.5)
     top = height - _HEAD
     for block, room in zip(blocks, above, strict=True):
         top -= room + block.tall
