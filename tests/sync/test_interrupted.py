@@ -182,7 +182,7 @@ def test_a_message_whose_receipt_was_interrupted_is_whole_or_nothing(size: int) 
         go_on = is_interrupted(lambda: received.append(other.recv(bytes)), at)  # noqa: B023  # called at once
         with suppress(SocketTimeoutError, ClosedError):
             while len(received) < len(sent):
-                received.append(other.recv(bytes, timeout=0.05))
+                received.append(other.recv(bytes, timeout=0.05 if go_on else 10))
         other.close()
         sender.join()
         one.close()
