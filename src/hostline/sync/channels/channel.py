@@ -407,10 +407,11 @@ class Channel:
                 raise
             # The kernel says so once, on seqpacket before the packets that wait; they come, and then the end.
             self._messages.was_reset = True
-        except BaseException as error:
-            if isinstance(error, HostlineError):
-                connection._is_in_hand = False
-            elif connection._is_in_hand:
+        except HostlineError:
+            connection._is_in_hand = False
+            raise
+        except BaseException:
+            if connection._is_in_hand:
                 self.close()  # a signal handler's: what was read is lost, and what follows is not its rest
             raise
 
